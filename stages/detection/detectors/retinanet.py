@@ -1,0 +1,150 @@
+"""RetinaNet (arXiv 1708.02002) from torchvision's blocks: the usual student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.ops import box_iou, sigmoid_focal_loss
+
+from pipeline.config import BaseConfig
+from stages.detection.anchors import AnchorGrid
+from stages.detection.backbones import BackboneName, pyramid, run_pyramid
+from stages.detection.dense_head import DenseHead, TowerKind, TowerNorm
+from stages.detection.detector import (
+    Candidates,
+    DenseDetector,
+    DensePredictions,
+    Features,
+    Proposals,
+    ProposalSettings,
+    Targets,
+)
+from stages.detection.proposals import class_agnostic_proposals
+from stages.detection.torchvision_weights import class_rows, modern_names, select_rows
+
+
+class RetinaNet(DenseDetector):
+    """With the default settings and equal weights it equals torchvision's `retinanet_resnet50_fpn`."""
+
+    class Config(BaseConfig):
+        backbone: BackboneName = "resnet50"
+        """The network under the neck."""
+        backbone_norm: Literal["frozen", "batch"] = "frozen"
+        """Batch normalisation with fixed statistics (for ImageNet weights) or trained (for random ones)."""
+        trainable_layers: int = Field(default=3, ge=0, le=5)
+        """How many of the backbone's five parts (stem, four stages) learn, from the last."""
+        neck_channels: int = Field(default=256, ge=8)
+        """Channels of the feature pyramid."""
+        extra_levels: Literal[0, 1, 2] = 2
+        """Levels above P5: 1 subsamples P5, 2 are convolutions from C5 (P6 and P7)."""
+        head_convs: int = Field(default=4, ge=0, le=8)
+        """Convolutions of each of the two towers."""
+        head_channels: int | None = Field(default=None, ge=8)
+        """Width of the towers; as wide as the neck where none is given."""
+        head_kind: TowerKind = "plain"
+        """Plain 3x3 convolutions, or depthwise 3x3 followed by 1x1: about eight times fewer operations."""
+        head_norm: TowerNorm = "none"
+        """Group normalisation in the towers: needed when training from random weights."""
+        anchor_scale: float = Field(default=4.0, gt=0)
+        """Side of the smallest anchor of a level, in strides."""
+        anchor_octaves: int = Field(default=3, ge=1)
+        """Anchor sizes a cell, 2^(1/octaves) apart."""
+        aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+        """Height over width of the anchors."""
+
+    def __init__(self, config: RetinaNet.Config, classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.classes = classes
+        self.backbone, self.strides = pyramid(
+            config.backbone, 3, config.neck_channels, config.extra_levels, config.backbone_norm, config.trainable_layers
+        )
+        self.channels = (config.neck_channels,) * len(self.strides)
+        self.anchors = AnchorGrid(self.strides, config.anchor_scale, config.anchor_octaves, config.aspect_ratios)
+        self.per_cell = self.anchors.per_cell
+        width = config.head_channels or config.neck_channels
+        self.tower_channels = width if config.head_convs else config.neck_channels
+        self.head = DenseHead(
+            config.neck_channels,
+            width,
+            config.head_convs,
+            config.head_kind,
+            config.head_norm,
+            self.per_cell,
+            classes,
+        )
+        self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+        self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+
+    @classmethod
+    def build(cls, config: RetinaNet.Config, classes: int) -> RetinaNet:
+        return cls(config, classes)
+
+    def features(self, images_BCHW: Tensor) -> Features:
+        return run_pyramid(self.backbone, self.normalise(images_BCHW))
+
+    def predict(self, features: Features, targets: Targets | None = None) -> DensePredictions:
+        anchors = self.anchors(features.levels, features.size)
+        class_tower, logits = self.head.classification_head(features.levels)
+        box_tower, deltas = self.head.regression_head(features.levels)
+        repeated = anchors.boxes_A4.repeat(len(deltas), 1)
+        boxes = self.coder.decode_single(deltas.flatten(0, 1), repeated).view_as(deltas)
+        return DensePredictions(class_tower, box_tower, logits, deltas, boxes, anchors)
+
+    def loss(self, predictions: DensePredictions, targets: Targets) -> dict[str, Tensor]:
+        """Focal loss and L1 on the deltas, each divided by an image's positives and averaged over images (torchvision)."""
+        wanted, weights, pairs, boxes = [], [], [], []
+        anchors = predictions.anchors.boxes_A4
+        for number, (truth, labels) in enumerate(zip(targets.boxes, targets.labels, strict=True)):
+            match = self._match(truth, anchors)
+            positive = torch.where(match >= 0)[0]
+            share = 1 / max(1, len(positive))
+            target = torch.zeros_like(predictions.logits_BAK[0])
+            target[positive, labels[match[positive]]] = 1
+            wanted.append(target)
+            weights.append((match != Matcher.BETWEEN_THRESHOLDS).to(target.dtype) * share)
+            pairs.append((number, positive, share))
+            boxes.append(truth[match[positive]])
+        focal = sigmoid_focal_loss(predictions.logits_BAK.float(), torch.stack(wanted).float(), reduction="none")
+        images = len(targets.boxes)
+        classification = (focal.sum(-1) * torch.stack(weights)).sum() / images
+        box = predictions.deltas_BA4.sum() * 0.0  # a batch without objects still has a gradient
+        for (number, positive, share), truth in zip(pairs, boxes, strict=True):
+            encoded = self.coder.encode_single(truth, anchors[positive])
+            box = box + functional.l1_loss(predictions.deltas_BA4[number, positive], encoded, reduction="sum") * share
+        return {"cls": classification, "box": box / images}
+
+    def _match(self, truth_N4: Tensor, anchors_A4: Tensor) -> Tensor:
+        """Index of the object each anchor stands for, or -1 (background), -2 (neither)."""
+        if len(truth_N4) == 0:
+            return torch.full((len(anchors_A4),), -1, dtype=torch.int64, device=anchors_A4.device)
+        return self.matcher(box_iou(truth_N4, anchors_A4))
+
+    def candidates(self, predictions: DensePredictions, count: int) -> Candidates:
+        """Top `count` of all (anchor, class) pairs by logit; the sigmoid comes after the cut, which changes nothing."""
+        flat = predictions.logits_BAK.flatten(1)
+        scores, index = flat.topk(min(count, flat.shape[1]), dim=1)
+        anchor = torch.div(index, self.classes, rounding_mode="floor")
+        boxes = predictions.boxes_BA4.gather(1, anchor[..., None].expand(-1, -1, 4))
+        return Candidates(boxes, scores.sigmoid(), index % self.classes, anchor)
+
+    def proposals(
+        self, predictions: DensePredictions, sizes: Sequence[tuple[int, int]], settings: ProposalSettings
+    ) -> tuple[Proposals, ...]:
+        best = predictions.logits_BAK.detach().max(-1).values.sigmoid()
+        return class_agnostic_proposals(best, predictions.boxes_BA4.detach(), predictions.anchors, sizes, settings)
+
+    def convert(self, state: Mapping[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
+        result, per_cell = modern_names(state), self.anchors.per_cell
+        for part in ("weight", "bias"):
+            key = f"head.classification_head.cls_logits.{part}"
+            outputs = result[key].shape[0] // per_cell
+            rows = class_rows(outputs, class_names, background=False)
+            result[key] = select_rows(result[key], rows, per_cell, outputs, 1)
+        return result

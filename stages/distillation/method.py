@@ -1,0 +1,102 @@
+"""What a distillation method is: it reads the typed predictions of a batch and returns named losses.
+
+A method owns all that exists only while the student learns (adapters, assistant heads), so dropping the method is
+pruning. It must not keep the student or the teacher: a module that is kept is a module that is registered and saved.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.config import BaseConfig
+from stages.detection.detector import Detector, Features, Predictions, ProposalSettings, RoIs, Targets
+from stages.detection.proposals import SamplingSettings, sample_rois
+from stages.training.clock import Clock
+
+
+Record = TypeVar("Record")
+
+
+def in_full(record: Record) -> Record:
+    """A (nested) record or tuple with every half-precision tensor in float32."""
+    if isinstance(record, Tensor):
+        return record.float() if record.dtype in (torch.float16, torch.bfloat16) else record  # type: ignore[return-value]
+    if isinstance(record, tuple):
+        return tuple(in_full(item) for item in record)  # type: ignore[return-value]
+    if is_dataclass(record) and not isinstance(record, type):
+        return replace(record, **{f.name: in_full(getattr(record, f.name)) for f in fields(record)})
+    return record
+
+
+@dataclass
+class DistillationBatch:
+    """One batch as the student saw it. What is asked of the teacher runs at most once, and only when asked for."""
+
+    images_BCHW: Tensor
+    targets: Targets
+    student: Detector
+    features: Features
+    predictions: Predictions
+    clock: Clock
+    teacher: Detector | None = None
+    half: torch.dtype | None = None  # the reduced precision in which the teacher runs; what it says is read in full
+    _rois: dict[object, RoIs] = field(default_factory=dict)
+
+    @cached_property
+    def teacher_features(self) -> Features:
+        """The frozen teacher's backbone and neck on the same images."""
+        assert self.teacher is not None, "a method that needs a teacher was given none"
+        with torch.no_grad(), self._reduced():
+            features = self.teacher.features(self.images_BCHW)
+        return in_full(features)
+
+    @cached_property
+    def teacher_predictions(self) -> Predictions:
+        """The frozen teacher's heads."""
+        assert self.teacher is not None, "a method that needs a teacher was given none"
+        with torch.no_grad(), self._reduced():
+            predictions: Predictions = self.teacher.predict(self.teacher_features)
+        return in_full(predictions)
+
+    def _reduced(self) -> torch.autocast:
+        return torch.autocast(self.images_BCHW.device.type, dtype=self.half, enabled=self.half is not None)
+
+    def rois(self, proposals: ProposalSettings, sampling: SamplingSettings) -> RoIs:
+        """The student's proposals, sampled with the targets: one set for all methods with equal settings."""
+        key = (proposals, sampling)
+        if key not in self._rois:
+            found = self.student.proposals(self.predictions, self.targets.sizes, proposals)
+            self._rois[key] = sample_rois(found, self.targets, sampling)
+        return self._rois[key]
+
+
+class MethodConfig(BaseConfig):
+    """Settings that every method has."""
+
+    lr_scale: float = Field(default=1.0, gt=0)
+    """Learning rate of the method's own adapters and assistants, as a multiple of the student's."""
+
+
+class DistillationMethod(nn.Module, ABC):
+    """One way to help a student learn."""
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    needs_teacher: ClassVar[bool] = True
+    config: Any
+
+    @abstractmethod
+    def __init__(self, config: Any, student: Detector, teacher: Detector | None) -> None:
+        """Read shapes of student and teacher; keep neither. Raises UserError where they cannot be bridged."""
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, batch: DistillationBatch) -> Mapping[str, Tensor]:
+        """Named scalar losses, already weighted, summed over levels (the convention of HEAD and PKD)."""

@@ -1,0 +1,217 @@
+"""The one training loop, for teacher, control and student: a task goes in, named losses come out, weights move.
+
+Everything that happens in iteration k depends on the seed and on k: the batch, the random numbers, the learning rate.
+So a run that was killed and continues from its last checkpoint ends, on a CPU, with the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pipeline.config import BaseConfig
+from pipeline.errors import PipelineError
+from pipeline.log import MetricsLog, progress
+from stages.training.clock import Clock
+from stages.training.optimizer import OptimizerConfig, make_optimizer, milestones, rate, set_rate
+
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
+
+
+class TrainingConfig(BaseConfig):
+    """How long and how a detector is trained."""
+
+    steps: int | None = Field(default=None, ge=0)
+    """Length in iterations; give this or `epochs`."""
+    epochs: float | None = Field(default=None, ge=0)
+    """Length in passes over the training images; 0 only loads the weights."""
+    batch_size: int = Field(default=16, ge=1)
+    """Images an iteration."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer and learning rate."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """fp32, or mixed precision by autocast."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights; where given, the average is what is kept."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes a GPU if there is one."""
+    seed: int = 0
+    """Decides initial weights, order of images and augmentation."""
+    validate_every: int | None = Field(default=None, ge=1)
+    """Steps between measurements of AP on validation images while training."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints, from which a killed run continues."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between lines of metrics.jsonl; each is the mean since the last."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either `steps` or `epochs`")
+        return self
+
+    def iterations(self, iterations_per_epoch: int) -> int:
+        """Length in iterations."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return round(self.epochs * iterations_per_epoch)
+
+
+class Movable(Protocol):
+    """Targets of a batch."""
+
+    def to(self, device: torch.device) -> Any: ...
+
+
+class TrainingTask(Protocol):
+    """What can be trained: a module that returns named losses, says which parameters learn how fast, and holds the
+    detector that is kept."""
+
+    student: nn.Module
+
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]: ...
+
+
+@dataclass
+class Fitted:
+    """What a training left: its length, the seconds spent in steps (not in validation), and AP while training."""
+
+    iterations: int
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """One training in one directory (metrics.jsonl, last.ckpt). `task` is trained in place; with `ema` the averaged
+    weights are in it at the end."""
+
+    def __init__(self, task: nn.Module, config: TrainingConfig, iterations_per_epoch: int, directory: Path) -> None:
+        self.config = config
+        self.iterations = config.iterations(iterations_per_epoch)
+        self.per_epoch = iterations_per_epoch
+        self.milestones = milestones(config.optimizer, self.iterations)
+        self.checkpoint = directory / "last.ckpt"
+        self.metrics_file = directory / "metrics.jsonl"
+        accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "cuda"}[config.device]
+        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=PRECISIONS[config.precision])
+        self.task = task
+        groups = task.parameter_groups()  # type: ignore[operator]
+        self.module, self.optimizer = self.fabric.setup(task, make_optimizer(config.optimizer, groups))
+        decay, kept = config.ema, self._detector()
+        self.average = AveragedModel(kept, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+        self.fitted = Fitted(0)
+
+    def fit(
+        self,
+        batches: Callable[[int], Iterator[tuple[Tensor, Movable]]],
+        evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    ) -> Fitted:
+        """Train from the last checkpoint, or from the start. `batches(k)` yields images and targets from step k on;
+        `evaluate` gets the detector whose weights count.
+
+        Raises PipelineError naming the loss that is not finite.
+        """
+        self._resume()
+        metrics = MetricsLog(self.metrics_file, resume_step=self.fitted.iterations)
+        source = batches(self.fitted.iterations)
+        sums: dict[str, float] = {}
+        with progress("train", total=self.iterations, unit="step") as advance:
+            advance(self.fitted.iterations)
+            while self.fitted.iterations < self.iterations:
+                iteration = self.fitted.iterations
+                images, targets = next(source)
+                begun = time.perf_counter()
+                values = self._step(images, targets, iteration)
+                self.fitted.seconds += time.perf_counter() - begun
+                self.fitted.iterations = done = iteration + 1
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + value
+                if done % self.config.log_every == 0 or done == self.iterations:
+                    count = (done - 1) % self.config.log_every + 1
+                    lr = rate(self.config.optimizer, iteration, self.iterations)
+                    metrics.write(done, lr=lr, **{name: value / count for name, value in sums.items()})
+                    sums = {}
+                every = self.config.validate_every
+                if evaluate and every and (done % every == 0 or done == self.iterations):
+                    self.fitted.history.append({"step": done, **evaluate(self._kept())})
+                    metrics.write(done, **self.fitted.history[-1])
+                if done % self.config.checkpoint_every == 0 or done == self.iterations:
+                    self._save()
+                advance(1, loss=sum(values.values()))
+        if self.average:
+            self._detector().load_state_dict(self.average.module.state_dict())
+        return self.fitted
+
+    def _step(self, images: Tensor, targets: Movable, iteration: int) -> dict[str, float]:
+        """One iteration; the losses as numbers."""
+        torch.manual_seed(self.config.seed * 1_000_003 + iteration)  # RoI sampling draws from the global generator
+        self.module.train()
+        set_rate(self.optimizer, rate(self.config.optimizer, iteration, self.iterations))
+        clock = Clock(iteration, self.iterations, self.per_epoch, self.milestones)
+        device = self.fabric.device
+        losses: dict[str, Tensor] = self.module(images.to(device), targets.to(device), clock)
+        numbers = torch.stack([loss.detach().float() for loss in losses.values()])
+        values = dict(zip(losses, numbers.tolist(), strict=True))
+        if not torch.isfinite(numbers).all():
+            wrong = {name: value for name, value in values.items() if not abs(value) < float("inf")}
+            raise PipelineError(
+                f"training stopped at step {iteration}: loss {wrong} is not finite; lower optimizer.lr, set optimizer.clip, "
+                "or train in fp32"
+            )
+        self.optimizer.zero_grad()
+        self.fabric.backward(torch.stack(list(losses.values())).sum())
+        if self.config.optimizer.clip:
+            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.config.optimizer.clip)
+        self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self._detector())
+        return values
+
+    def _detector(self) -> nn.Module:
+        detector = self.task.student
+        assert isinstance(detector, nn.Module)
+        return detector
+
+    def _kept(self) -> nn.Module:
+        """The detector with the weights that will be kept."""
+        return self.average.module if self.average else self._detector()
+
+    def _save(self) -> None:
+        """Atomically replace the checkpoint."""
+        state = {
+            "task": self.task.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "fitted": vars(self.fitted),
+        }
+        partial = self.checkpoint.with_suffix(".partial")
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.checkpoint)
+
+    def _resume(self) -> None:
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, map_location=self.fabric.device, weights_only=True)
+        self.task.load_state_dict(state["task"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.fitted = Fitted(**state["fitted"])
