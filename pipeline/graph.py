@@ -1,0 +1,211 @@
+"""Graph: the wired, typed, ordered, checked nodes of one config, or every problem that it has.
+
+    YAML -> entries (uses, settings, matrix) -> edges between stages -> nodes, one a combination -> each stage's `check`
+
+Nothing heavy runs here, but the stage modules are imported: their `Config` and `run` say what is right.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline import config as settings_of
+from pipeline import document, matrix
+from pipeline.config import BaseConfig
+from pipeline.errors import ConfigError, UserError, did_you_mean
+from pipeline.matrix import Axes, Reference
+from pipeline.stage import NodeView, Stage, find
+from pipeline.wiring import Entry, order, wire
+
+_Row = tuple[Axes, BaseConfig, dict[str, Any]]  # of a fan-out: axes, settings, the node of each single slot so far
+
+_RESERVED = ("uses", "needs", "matrix", "target")
+_LATER = "comes with running work on other machines and is not there yet; leave it out"
+
+
+@dataclass(frozen=True, eq=False)
+class Node(NodeView):
+    """One run of a stage: its settings and, for every slot, the nodes that feed it."""
+
+    entry: str
+    axes: Axes
+    stage: Stage
+    inputs: Mapping[str, "Node | tuple[Node, ...] | None"]
+
+    def feeding(self, slot: str) -> tuple["Node", ...]:
+        """Return the nodes of a slot, none, one or many."""
+        given = self.inputs[slot]
+        return given if isinstance(given, tuple) else (given,) if given else ()
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The nodes of a config, each after those that feed it."""
+
+    nodes: tuple[Node, ...]
+
+
+def load(path: Path, overrides: Sequence[str] = (), package: str = "stages") -> Graph:
+    """Read a config file whose stages are the modules of `package`.
+
+    Raises ConfigError with everything that is wrong with it, one line each.
+    """
+    return parse(document.read(path).decode("utf-8", "replace"), str(path), overrides, package)
+
+
+def parse(text: str, where: str, overrides: Sequence[str] = (), package: str = "stages") -> Graph:
+    """Like `load`, of a YAML text; `where` begins the lines about its form."""
+    values, problems = document.parse(text, where)
+    if not isinstance(values, dict) or not isinstance(values.get("stages"), dict) or not values["stages"]:
+        raise ConfigError([*problems, f"{where}: must begin with 'stages:' and below it the stages by name"])
+    problems += document.override(values, overrides)
+    for key in values.keys() - {"stages"}:
+        problems.append(
+            f"targets: {_LATER}" if key == "targets" else f"{key}: unknown key{did_you_mean(str(key), ['stages'])}"
+        )
+    entries = {}
+    for name, given in values["stages"].items():
+        entry, wrong = _entry(str(name), given, package)
+        entries[entry.name] = entry
+        problems += wrong
+    problems += wire(entries)
+    ordered, cycle = order(entries)
+    nodes, unmatched = _expand(ordered)
+    problems += cycle + unmatched
+    for node in nodes:
+        problems += _checked(node)
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return Graph(tuple(nodes))
+
+
+def _entry(name: str, given: object, package: str) -> tuple[Entry, list[str]]:
+    """Return one stage of the config, its settings validated for each combination, and its problems."""
+    where = f"stages.{name}"
+    if given is not None and not isinstance(given, dict):
+        return Entry(name, None), [f"{where}: give its settings as 'setting: value' lines"]
+    given = given or {}
+    problems = [f"{where}.target: {_LATER}"] if "target" in given else []
+    if set(name) & set("[]=,/. ") or not name:
+        problems.append(f"{where}: a stage's name may have no space and none of []=,/.")
+    settings = {str(key): value for key, value in given.items() if key not in _RESERVED}
+    uses = given.get("uses", name)
+    try:
+        stage = find(package, uses) if isinstance(uses, str) else None
+    except UserError as error:
+        return Entry(name, None), [*problems, f"{where}.uses: {error}"]
+    if stage is None:
+        return Entry(name, None), [*problems, f"{where}.uses: give the name of a stage's file, was {uses!r}"]
+    entry = Entry(name, stage, given.get("needs"), settings)
+    wrong = []
+    if "matrix" in given:
+        wrong = matrix.problems(given["matrix"], settings, stage.config.model_fields)
+        problems += [f"{where}.matrix{place}: {message}" for place, message in wrong]
+    axes = given["matrix"] if "matrix" in given and not wrong else {}
+    for values in matrix.combinations(axes):
+        config, invalid = _validated(where, stage, settings, values)
+        entry.configs.append((values, config))
+        problems += invalid
+    return entry, problems
+
+
+def _validated(where: str, stage: Stage, settings: dict[str, Any], axes: Axes) -> tuple[BaseConfig | None, list[str]]:
+    given = {**settings, **axes}
+    try:
+        return stage.config.model_validate(given), []
+    except ValidationError as error:
+        lines = settings_of.problems(error, where, given)
+    for axis in axes:
+        lines = [line.replace(f"{where}.{axis}", f"{where}.matrix.{axis}", 1) for line in lines]
+    return None, lines
+
+
+def _expand(entries: Iterable[Entry]) -> tuple[list[Node], list[str]]:
+    """Make the nodes of every entry, those that feed it already made; return them and what does not match.
+
+    An entry with a problem, or fed by one, gets no nodes: it would only repeat the problem in other words.
+    """
+    made: dict[str, list[Node]] = {}
+    problems: list[str] = []
+    for entry in entries:
+        made[entry.name] = []
+        if entry.stage is None or not entry.whole or not all(made[name] for name in entry.feeding):
+            continue
+        feeding: dict[str, list[tuple[Axes, Node]]] = {}  # slot -> the nodes that may fill it, with their free axes
+        unmatched = []
+        for slot, references in entry.edges.items():
+            feeding[slot] = []
+            for reference in references:
+                nodes = [node for node in made[reference.stage] if reference.selects(node.axes)]
+                if not nodes:
+                    there = ", ".join(node.name for node in made[reference.stage])
+                    unmatched.append(f"stages.{entry.name}.needs.{slot}: no node {reference}; there are: {there}")
+                feeding[slot] += [(reference.free(node.axes), node) for node in nodes]
+        if not unmatched:
+            made[entry.name], unmatched = _fan_out(entry, entry.stage, feeding)
+        problems += unmatched
+    return [node for nodes in made.values() for node in nodes], problems
+
+
+def _fan_out(
+    entry: Entry, stage: Stage, feeding: Mapping[str, list[tuple[Axes, Node]]]
+) -> tuple[list[Node], list[str]]:
+    """Join the entry's own combinations with those of its single slots on the axes that they share."""
+    gathered = {
+        name: tuple(dict.fromkeys(node for _, node in feeding.get(name, [])))
+        for name, slot in stage.slots.items()
+        if slot.many
+    }
+    rows: list[_Row] = [(axes, config, {}) for axes, config in entry.configs if config is not None]
+    for name in (name for name in stage.slots if name not in gathered):
+        choices = feeding.get(name, [])
+        if not choices:
+            rows = [(axes, config, {**inputs, name: None}) for axes, config, inputs in rows]
+            continue
+        joined: list[_Row] = [
+            ({**axes, **free}, config, {**inputs, name: node})
+            for axes, config, inputs in rows
+            for free, node in choices
+            if all(axes[axis] == value for axis, value in free.items() if axis in axes)
+        ]
+        problem = _left_out(entry, name, rows, joined, choices)
+        if problem:
+            return [], [problem]
+        rows = joined
+    nodes = []
+    for axes, config, inputs in rows:
+        filled = {slot: gathered.get(slot, inputs.get(slot)) for slot in stage.slots}
+        label = matrix.label(entry.name, axes)
+        nodes.append(Node(label, stage.name, config, stage.produces, entry.name, axes, stage, filled))
+    return nodes, []
+
+
+def _left_out(
+    entry: Entry, slot: str, before: list[_Row], joined: list[_Row], choices: Sequence[tuple[Axes, Node]]
+) -> str:
+    """Return a problem when a combination, or a node that feeds, finds no partner: nothing is dropped in silence."""
+    kept = [axes for axes, _, _ in joined]
+    lonely = [axes for axes, _, _ in before if not any(axes.items() <= row.items() for row in kept)]
+    used = {id(inputs[slot]) for _, _, inputs in joined}
+    unused = [node.name for _, node in choices if id(node) not in used]
+    if not lonely and not unused:
+        return ""
+    names = ", ".join([matrix.label(entry.name, axes) for axes in lonely] + unused)
+    return (
+        f"stages.{entry.name}.needs.{slot}: these combinations have no partner: {names}; name one node, or equal values"
+    )
+
+
+def _checked(node: Node) -> list[str]:
+    """Return the problems that the stage's own `check` finds."""
+    wired = {slot: node.feeding(slot) for slot in node.stage.slots}
+    return [f"stages.{node.name}: {problem}" for problem in node.stage.check(node.config, wired)]
+
+
+def matching(references: Iterable[Reference], nodes: Iterable[tuple[str, Axes, str]]) -> set[str]:
+    """Return the names of the (entry, axes, name) nodes that any reference means."""
+    wanted = list(references)
+    return {name for entry, axes, name in nodes if any(r.stage == entry and r.selects(axes) for r in wanted)}

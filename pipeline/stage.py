@@ -1,0 +1,117 @@
+"""Stage: what a module of the stages' package takes and gives, read off its `Config` and its `run`.
+
+    class Config(BaseConfig): ...
+    def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Dataset | None = None) -> Bundle: ...
+
+The keyword parameters are slots: `T` needs one artifact, `T | None = None` may lack one, `list[T]` takes many. A module
+may also have `check(config, wired)`, which yields problems, `identity(config)`, which returns what of the machine the
+result depends on, and `RESUMES = True`, if a killed run is to find its partial directory as it left it.
+"""
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from pipeline import lookup
+from pipeline.artifact import Artifact
+from pipeline.config import BaseConfig
+
+
+@dataclass(frozen=True)
+class Slot:
+    """An edge that a stage's `run` asks for: what fits, and how many."""
+
+    name: str
+    kinds: tuple[type[Artifact], ...]
+    many: bool = False
+    optional: bool = False
+
+    def fits(self, produces: type[Artifact]) -> bool:
+        """Return whether a stage's result may be put here."""
+        return issubclass(produces, self.kinds)
+
+    def __str__(self) -> str:
+        kinds = " or ".join(kind.__name__ for kind in self.kinds)
+        return f"list of {kinds}" if self.many else f"{kinds} or nothing" if self.optional else kinds
+
+
+@dataclass(frozen=True, eq=False)
+class NodeView:
+    """What a stage's `check` sees of a node: its name, its stage's file name, its settings, its result's type."""
+
+    name: str
+    uses: str
+    config: BaseConfig
+    produces: type[Artifact]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage module, read."""
+
+    name: str
+    module: ModuleType
+    config: type[BaseConfig]
+    slots: Mapping[str, Slot]
+    produces: type[Artifact]
+    resumes: bool
+
+    @property
+    def summary(self) -> str:
+        """The first line of the module's docstring."""
+        return (inspect.getdoc(self.module) or "").partition("\n")[0]
+
+    def run(self, config: BaseConfig, directory: Path, inputs: Mapping[str, Any]) -> Artifact:
+        """Call the module's `run`. Raises TypeError when it does not return what it says it does."""
+        result = self.module.run(config, directory, **inputs)
+        if not isinstance(result, self.produces):
+            raise TypeError(f"{self.name}.run returned {result!r}, not a {self.produces.__name__}")
+        return result
+
+    def check(self, config: BaseConfig, wired: Mapping[str, Sequence[NodeView]]) -> list[str]:
+        """Return the problems that the module sees in settings and wiring together."""
+        check: Callable[..., Iterable[str]] | None = getattr(self.module, "check", None)
+        return list(check(config, wired)) if check else []
+
+    def identity(self, config: BaseConfig) -> dict[str, Any] | None:
+        """Return what of the machine the result depends on, or None when it depends on nothing of it."""
+        identity: Callable[..., dict[str, Any]] | None = getattr(self.module, "identity", None)
+        return identity(config) if identity else None
+
+
+def find(package: str, uses: str) -> Stage:
+    """Return the stage of a name, or of a path to a user's own file.
+
+    Raises UserError when there is none, TypeError when the module is not a stage.
+    """
+    if lookup.is_path(uses):
+        return _read(Path(uses).stem, lookup.from_path(uses))
+    return _read(uses, lookup.module(package, uses))
+
+
+def _read(name: str, module: ModuleType) -> Stage:
+    config, run = getattr(module, "Config", None), getattr(module, "run", None)
+    if not (isinstance(config, type) and issubclass(config, BaseConfig)) or not inspect.isfunction(run):
+        raise TypeError(f"{module.__file__}: a stage is a `class Config(BaseConfig)` and a function `run`")
+    hints = get_type_hints(run)
+    produces = hints.get("return")
+    if not (isinstance(produces, type) and issubclass(produces, Artifact)):
+        raise TypeError(f"{module.__file__}: run must say which Artifact it returns, says {produces!r}")
+    parameters = inspect.signature(run).parameters.values()
+    slots = {p.name: _slot(p.name, hints.get(p.name), module) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return Stage(name, module, config, slots, produces, bool(getattr(module, "RESUMES", False)))
+
+
+def _slot(name: str, hint: Any, module: ModuleType) -> Slot:
+    many = get_origin(hint) is list
+    element = get_args(hint)[0] if many else hint
+    union = get_origin(element) in (Union, types.UnionType)
+    kinds = get_args(element) if union else (element,)
+    artifacts = tuple(kind for kind in kinds if kind is not types.NoneType)
+    if not artifacts or not all(isinstance(kind, type) and issubclass(kind, Artifact) for kind in artifacts):
+        raise TypeError(f"{module.__file__}: run's '{name}' must be an Artifact, one or None, or a list; is {hint!r}")
+    return Slot(name, artifacts, many, optional=len(artifacts) < len(kinds))
