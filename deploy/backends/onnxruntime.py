@@ -1,0 +1,155 @@
+"""ONNX Runtime: the reference backend, on the CPU or on CUDA. Any ONNX file that carries a contract runs as it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploy.backend import Backend, Candidates
+from deploy.contract import METADATA_KEY, Contract
+from deploy.errors import DeployError
+from deploy.machine import cores, cpu_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# They all install the same `onnxruntime` folder, and the last one installed wins without a word.
+_DISTRIBUTIONS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "onnxruntime-directml",
+    "onnxruntime-migraphx",
+    "onnxruntime-rocm",
+    "onnxruntime-qnn",
+    "onnxruntime-training",
+)
+
+
+class OnnxRuntime(Backend):
+    """An ONNX Runtime session.
+
+    `provider` is cpu or cuda and is the one really used, or DeployError says why not; `threads` work inside an
+    operator, by default as many as this process may use cores. Raises DeployError when two distributions of ONNX
+    Runtime shadow each other.
+    """
+
+    def __init__(self, file: Path, provider: str = "cpu", threads: int | None = None) -> None:
+        if provider not in _PROVIDERS:
+            raise DeployError(f"onnxruntime: unknown provider {provider!r}; choose one of {', '.join(_PROVIDERS)}")
+        if threads is not None and threads < 1:
+            raise DeployError(f"onnxruntime: threads must be at least 1, given {threads}")
+        if not file.is_file():
+            raise DeployError(f"{file}: no such model file")
+        refuse_shadowed(installed())
+        try:
+            import onnxruntime  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise DeployError(
+                f"onnxruntime: it cannot be imported ({error}); install it: pip install 'headstart[cpu]' (or [gpu])"
+            ) from error
+        self._provider, self._threads, self._version = provider, threads or cores(), onnxruntime.__version__
+        if _PROVIDERS[provider] not in onnxruntime.get_available_providers():
+            raise DeployError(
+                f"onnxruntime: provider {provider} is not in this build, which has "
+                f"{', '.join(onnxruntime.get_available_providers())}; pip uninstall -y onnxruntime && "
+                "pip install 'headstart[gpu]', or choose the provider cpu"
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3  # errors; a fallback, which ONNX Runtime only warns of, is caught below
+        try:
+            self._session = onnxruntime.InferenceSession(str(file), options, providers=[_PROVIDERS[provider]])
+        except Exception as error:  # its exceptions have no common class of their own
+            raise DeployError(f"{file}: ONNX Runtime {self._version} cannot open the file ({error})") from error
+        check_provider(_PROVIDERS[provider], self._session.get_providers())
+        self._file = file
+        self._input_name, self._output_names = self._names()
+        self._input_shape = self._session.get_inputs()[0].shape
+
+    def infer(self, images_BHWC: NDArray[np.uint8]) -> Candidates:
+        """Candidates of uint8 RGB images. Raises DeployError when their shape or type is not what the file takes."""
+        fits = len(self._input_shape) == images_BHWC.ndim and all(
+            given == wanted
+            for given, wanted in zip(images_BHWC.shape, self._input_shape, strict=True)
+            if isinstance(wanted, int)
+        )
+        if not fits or images_BHWC.dtype != np.uint8:
+            raise DeployError(
+                f"{self._file}: images must be uint8 of shape {self._input_shape}, "
+                f"given {images_BHWC.dtype} of shape {list(images_BHWC.shape)}"
+            )
+        boxes, scores, labels = self._session.run(self._output_names, {self._input_name: images_BHWC})
+        return Candidates(boxes, scores, labels.astype(np.int64, copy=False))
+
+    def identity(self) -> dict[str, Any]:
+        """Runtime, its version, the provider really used, threads, device; the precision is that of the file's
+        operators.
+        """
+        return {
+            "runtime": "onnxruntime",
+            "version": self._version,
+            "provider": self._session.get_providers()[0],
+            "threads": self._threads,
+            "device": cpu_model() if self._provider == "cpu" else self._provider,
+            "precision": "of the file",
+        }
+
+    def metadata(self) -> dict[str, str]:
+        """The ONNX file's metadata_props."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def close(self) -> None:
+        """Frees the session."""
+        del self._session
+
+    def _names(self) -> tuple[str, list[str]]:
+        inputs = [one.name for one in self._session.get_inputs()]
+        outputs = [one.name for one in self._session.get_outputs()]
+        if METADATA_KEY in (metadata := self.metadata()):
+            contract = Contract.from_json(metadata[METADATA_KEY])
+            name, wanted = contract.input_name, list(contract.output_names)
+        else:
+            name, wanted = "images", ["boxes", "scores", "labels"]
+        if inputs != [name] or not set(wanted) <= set(outputs):
+            raise DeployError(
+                f"{self._file}: the graph must take {name} and give {', '.join(wanted)}; "
+                f"it takes {', '.join(inputs)} and gives {', '.join(outputs)}"
+            )
+        return name, wanted
+
+
+def installed() -> list[str]:
+    """The distributions of ONNX Runtime that are installed here."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    found = []
+    for name in _DISTRIBUTIONS:
+        try:
+            distribution(name)
+        except PackageNotFoundError:
+            continue
+        found.append(name)
+    return found
+
+
+def refuse_shadowed(distributions: list[str]) -> None:
+    """Raises DeployError when more than one distribution of ONNX Runtime is installed."""
+    if len(distributions) > 1:
+        raise DeployError(
+            f"onnxruntime: {' and '.join(distributions)} are installed together and overwrite each other; "
+            f"pip uninstall -y {' '.join(distributions)}, then install the one you want"
+        )
+
+
+def check_provider(wanted: str, active: list[str]) -> None:
+    """Raises DeployError when the session does not run on the provider that was asked for."""
+    if not active or active[0] != wanted:
+        raise DeployError(
+            f"onnxruntime: {wanted} was asked for, the session runs on {', '.join(active) or 'none'}; "
+            "check the driver and the CUDA libraries, or choose the provider cpu"
+        )

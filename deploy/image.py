@@ -1,0 +1,149 @@
+"""An image file becomes the network's input, and boxes find their way back.
+
+    file or bytes --decode--> RGB image --ImageSpec.prepare--> uint8 (H, W, 3) array + Placement
+                                                               boxes <--Placement.to_original--
+
+Training, validation and the device all prepare images here or by `ImageSpec.content_size`, so there is one rounding
+rule and one family of resizing (antialiased bilinear).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from deploy.errors import DeployError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+def decode(source: Path | str | bytes | Image.Image) -> Image.Image:
+    """The RGB image in a file, in the bytes of a file, or already open; upright, whatever its EXIF orientation says.
+
+    16-bit grey is scaled to 8 bits, palettes, grey and CMYK are converted, alpha is dropped; of an animation the first
+    frame counts. Raises DeployError, which names the file, when there is none or it cannot be read to its end.
+    """
+    where = "image" if isinstance(source, bytes | Image.Image) else str(source)
+    if not isinstance(source, bytes | Image.Image) and not os.path.isfile(source):
+        raise DeployError(f"{where}: no such image file")
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(_opened(source))
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow's parsers raise nearly anything on damaged bytes
+        reason = "not an image Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else str(error)
+        raise DeployError(f"{where}: the image cannot be read ({reason}); replace or remove the file") from error
+    return _to_rgb(upright, where)
+
+
+def _opened(source: Path | str | bytes) -> io.BytesIO:
+    # The whole file at once: no handle stays open behind a lazily loaded image.
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    with open(source, "rb") as file:
+        return io.BytesIO(file.read())
+
+
+def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise DeployError(
+            f"{where}: the image has floating-point pixels, whose range is unknown; save it with 8 or 16 bits a channel"
+        )
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip everything above 255
+        wide = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in the network's input: its content starts at the top left corner.
+
+    Sizes are (height, width) in pixels.
+    """
+
+    original: tuple[int, int]
+    content: tuple[int, int]
+
+    def to_original(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes (N, 4) in input pixels as boxes in pixels of the original image, clipped to it."""
+        height, width = self.original
+        limits = np.asarray([width, height, width, height], np.float32)
+        return np.clip(boxes_xyxy * self._scale(), 0, limits).astype(np.float32)
+
+    def to_input(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes (N, 4) in pixels of the original image as boxes in input pixels."""
+        return (boxes_xyxy / self._scale()).astype(np.float32)
+
+    def _scale(self) -> NDArray[np.float64]:
+        # An axis at a time: rounding the content to whole pixels changes the two factors differently.
+        y, x = (original / content for original, content in zip(self.original, self.content, strict=True))
+        return np.asarray([x, y, x, y])
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """The network's input: an image keeps its ratio, is resized to fit, lies at the top left; the rest is `pad_rgb`."""
+
+    height: int
+    width: int
+    pad_rgb: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not (_is_int(self.height) and _is_int(self.width) and self.height > 0 and self.width > 0):
+            problems.append(f"height and width must be whole numbers above 0, not {self.height!r} x {self.width!r}")
+        if not (len(self.pad_rgb) == 3 and all(_is_int(level) and 0 <= level <= 255 for level in self.pad_rgb)):
+            problems.append(f"pad_rgb must be three whole numbers from 0 to 255, not {self.pad_rgb!r}")
+        if problems:
+            raise DeployError("image spec: " + "; ".join(problems))
+
+    def content_size(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) to which an image of this size is resized.
+
+        The one rounding rule: half up, at least one pixel.
+        """
+        scale = min(self.height / height, self.width / width)
+        return (
+            min(self.height, max(1, int(height * scale + 0.5))),
+            min(self.width, max(1, int(width * scale + 0.5))),
+        )
+
+    def prepare(self, image: Image.Image) -> tuple[NDArray[np.uint8], Placement]:
+        """An RGB image as the uint8 array (height, width, 3) of the network's input, and where it lies there."""
+        placement = Placement((image.height, image.width), self.content_size(image.height, image.width))
+        height, width = placement.content
+        if placement.content != placement.original:
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        canvas = np.empty((self.height, self.width, 3), np.uint8)
+        canvas[:height, :width] = np.asarray(image)
+        canvas[height:] = self.pad_rgb
+        canvas[:height, width:] = self.pad_rgb
+        return canvas, placement
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they stand in the contract."""
+        return {"height": self.height, "width": self.width, "pad_rgb": list(self.pad_rgb)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ImageSpec:
+        """The inverse of `to_dict`. Raises DeployError on unknown, missing or impossible values."""
+        if not isinstance(values, dict) or set(values) != {"height", "width", "pad_rgb"}:
+            raise DeployError(f"image spec: height, width and pad_rgb are wanted, given {values!r}")
+        if not isinstance(values["pad_rgb"], list | tuple):
+            raise DeployError(f"image spec: pad_rgb must be three whole numbers, not {values['pad_rgb']!r}")
+        return cls(values["height"], values["width"], tuple(values["pad_rgb"]))
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

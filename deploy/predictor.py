@@ -1,0 +1,119 @@
+"""Predictor: images in, detections out, through one contract, any backend and one post-processing.
+
+decode -> prepare -> infer -> finish      each a method of its own, so that each can be timed
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploy.backend import open_backend
+from deploy.contract import Contract
+from deploy.image import Placement, decode
+from deploy.postprocess import detect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from PIL import Image
+    from typing_extensions import Self
+
+    from deploy.backend import Backend, Candidates
+    from deploy.detections import Detections
+
+    Source = Path | str | bytes | Image.Image
+
+
+class Predictor:
+    """A backend with the contract of its file. Use it as a context manager, or `close` it."""
+
+    def __init__(self, backend: Backend, contract: Contract) -> None:
+        self.backend = backend
+        self.contract = contract
+
+    @classmethod
+    def open(cls, path: Path | str, backend: str = "onnxruntime", **settings: Any) -> Predictor:
+        """A bundle's folder, or an exported file that carries its contract. `settings` are the backend's.
+
+        Raises DeployError when the bundle was changed, the file has no contract or the backend cannot be what it was
+        asked to be.
+        """
+        path = Path(path)
+        if path.is_dir():
+            from deploy.bundle import Bundle
+
+            bundle = Bundle.open(path)
+            return cls(open_backend(bundle.model, backend, **settings), bundle.contract)
+        opened = open_backend(path, backend, **settings)
+        try:
+            return cls(opened, Contract.from_metadata(opened.metadata(), str(path)))
+        except Exception:
+            opened.close()
+            raise
+
+    def decode(self, source: Source) -> Image.Image:
+        """The upright RGB image; see `deploy.image.decode`."""
+        return decode(source)
+
+    def prepare(self, images: Sequence[Image.Image]) -> tuple[NDArray[np.uint8], list[Placement]]:
+        """The images as one uint8 batch (B, H, W, 3), and where each lies in it."""
+        prepared = [self.contract.image.prepare(image) for image in images]
+        placements = [placement for _, placement in prepared]
+        if len(prepared) == 1:
+            return prepared[0][0][None], placements  # a view, where stacking would copy
+        return np.stack([array for array, _ in prepared]), placements
+
+    def infer(self, images_BHWC: NDArray[np.uint8]) -> Candidates:
+        """The backend's candidates, before NMS."""
+        return self.backend.infer(images_BHWC)
+
+    def finish(
+        self,
+        candidates: Candidates,
+        placements: Sequence[Placement],
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> list[Detections]:
+        """Detections of each image, in pixels of the originals; thresholds are the contract's unless given."""
+        return [
+            detect(candidates.image(index), self.contract, placement, score_threshold, max_detections)
+            for index, placement in enumerate(placements)
+        ]
+
+    def __call__(
+        self, sources: Sequence[Source], score_threshold: float | None = None, max_detections: int | None = None
+    ) -> list[Detections]:
+        """Detections of some images, inferred together as one batch."""
+        if not sources:
+            return []
+        batch, placements = self.prepare([self.decode(source) for source in sources])
+        return self.finish(self.infer(batch), placements, score_threshold, max_detections)
+
+    def batch(
+        self,
+        sources: Iterable[Source],
+        batch_size: int,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> Iterator[Detections]:
+        """Detections of any number of images, one by one, inferred `batch_size` at a time."""
+        if batch_size < 1:
+            raise ValueError(f"batch: batch_size must be at least 1, given {batch_size}")
+        remaining = iter(sources)
+        while some := list(islice(remaining, batch_size)):
+            yield from self(some, score_threshold, max_detections)
+
+    def close(self) -> None:
+        """Closes the backend."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
