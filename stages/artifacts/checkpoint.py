@@ -1,0 +1,72 @@
+"""Detectors with weights, as they travel between stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.artifact import Artifact
+
+
+class TrainedDetector(Artifact):
+    """A detector and how its weights came about. Its own AP is nobody's word: `validate` measures it."""
+
+    detector: dict[str, Any]
+    """Name and all settings, as in a config."""
+    classes: tuple[str, ...]
+    weights: str
+    """safetensors file."""
+    parameters: int
+    metrics: str | None = None
+    """metrics.jsonl of the training: losses, learning rate, AP while training."""
+    iterations: int = 0
+    seconds: float = 0.0
+    """Spent in training steps: batches, validation and checkpoints not counted."""
+    images: int = 0
+    """Labelled images it was trained on."""
+    seed: int = 0
+    source: str = ""
+    """Key of the artifact it was made from, if it was made from one (what it was pruned from; who taught it)."""
+
+
+class PruneProof(BaseModel):
+    """What the prune stage found when it looked for anything left of the distillation."""
+
+    model_config = ConfigDict(frozen=True)
+
+    probes: int
+    """Images on which a fresh process reproduced what the student gave before pruning, bit for bit."""
+    removed_tensors: int
+    removed_parameters: int
+    removed_bytes: int
+    removed_flops: int
+    """Operations of one training forward that inference does not pay: assistants, adapters."""
+    removed: dict[str, int]
+    """Parameters removed, by method and module."""
+    parameters: int
+    """Equal to those of a student built from its settings alone."""
+    flops: int
+    """Multiply-adds times two of the student's forward on one image of the canvas."""
+
+
+class Checkpoint(TrainedDetector):
+    """A detector that is only itself: it can be exported."""
+
+    proof: PruneProof | None = None
+
+
+class DistilledCheckpoint(TrainedDetector):
+    """A student with what it learnt by: `student.*` and `methods.*`. Not exportable before it is pruned."""
+
+    methods: dict[str, dict[str, Any]]
+    """Name in the config to method name and all settings."""
+    teacher: str = ""
+    """Key of the teacher's artifact."""
+    teacher_name: str = ""
+    teacher_checksum: str = ""
+    """sha256 over the teacher's tensors, equal before and after."""
+    methods_flops: int
+    """Operations of one training forward on one image that are not the student's: teacher, assistants, adapters."""
+    probes: str
+    """safetensors: prepared images and the student's candidates on them, recorded before pruning."""

@@ -1,0 +1,71 @@
+"""Detectors from artifacts: settings and weights to a module, and back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.config import Choice
+from pipeline.errors import UserError
+from stages.detection.detector import Detector
+
+
+def build_detector(settings: Mapping[str, Any], classes: int) -> Detector:
+    """A detector with random weights from `{name: ..., settings}`."""
+    choice = Choice.parse(Detector, dict(settings))
+    detector: Detector = choice.cls.build(choice.config, classes)
+    return detector
+
+
+def load_detector(settings: Mapping[str, Any], classes: int, weights: Path) -> Detector:
+    """The same with weights from a safetensors file, strictly, in eval mode."""
+    detector = build_detector(settings, classes)
+    detector.load_state_dict(load_file(weights))
+    return detector.eval()
+
+
+def load_published(detector: Detector, file: Path, class_names: Sequence[str]) -> None:
+    """Put a checkpoint (ours in safetensors, or torchvision's) into a detector, strictly.
+
+    Raises UserError where the file is no plain state dict, or its tensors are not this detector's.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            state: dict[str, Tensor] = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = detector.convert(state, class_names)
+        missing, unexpected = detector.load_state_dict(state, strict=False)
+    except Exception as problem:  # torch raises a dozen kinds here; each is the same news to the user
+        raise UserError(f"weights {file}: not a checkpoint of {type(detector).__name__}: {problem}") from problem
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise UserError(
+            f"weights {file}: {len(missing)} tensors are missing ({missing[:3]}) and {len(unexpected)} do not belong to "
+            f"{type(detector).__name__} ({unexpected[:3]}); set the detector's settings as the file was trained"
+        )
+
+
+def save_weights(module: nn.Module, file: Path) -> None:
+    """Write a module's tensors; the same tensors give the same bytes."""
+    save_file({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, file)
+
+
+def checksum(module: nn.Module) -> str:
+    """sha256 over names and bytes of all tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Learnt numbers of a module: its parameters, and not the statistics of its normalisation."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,89 @@
+"""Train the student with the chosen methods, and record what it computes before anything is pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from pipeline.config import Choice
+from pipeline.errors import PipelineError
+from stages.artifacts.checkpoint import Checkpoint, DistilledCheckpoint
+from stages.artifacts.dataset import Dataset
+from stages.detection.detector import Detector
+from stages.detection.load import checksum, load_detector, parameter_count, save_weights
+from stages.distillation.method import DistillationMethod
+from stages.distillation.task import DistillationTask
+from stages.evaluation.flops import methods_flops
+from stages.evaluation.measure import average_precision
+from stages.evaluation.probes import record_probes
+from stages.training.session import SessionConfig, train, training_split
+
+RESUMES = True
+
+
+class Config(SessionConfig):
+    student: Choice[Detector]
+    """The student and its settings."""
+    methods: dict[str, Choice[DistillationMethod]] = Field(min_length=1)
+    """How it is helped: any name to a method; several act together."""
+    probes: int = Field(default=8, ge=1)
+    """Validation images on which the student's outputs are recorded, for the prune stage to reproduce."""
+
+
+def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
+    """Methods that need a teacher have one."""
+    if not wired.get("teacher"):
+        for name, method in config.methods.items():
+            if method.cls.needs_teacher:
+                yield f"methods.{name}: {method.name} needs a teacher; wire one with needs: {{teacher: STAGE}}"
+
+
+def run(config: Config, directory: Path, *, data: Dataset, teacher: Checkpoint | None = None) -> DistilledCheckpoint:
+    """Distil; the teacher must leave with the weights it came with."""
+    guide = None
+    if teacher:
+        guide = load_detector(teacher.detector, len(teacher.classes), teacher.path(teacher.weights))
+    before = checksum(guide) if guide else ""
+    torch.manual_seed(config.seed)
+    # The student comes first, so that it begins with the same weights as a control of the same seed.
+    student = config.student.cls.build(config.student.config, len(data.classes))
+    methods = {name: choice.cls(choice.config, student, guide) for name, choice in config.methods.items()}
+    task = DistillationTask(student, guide, methods)
+    if guide:
+        guide.to(device_of(config))
+    fitted = train(task, config, data, directory, lambda kept: average_precision(kept, data))
+    if guide and checksum(guide) != before:
+        raise PipelineError("distill: the teacher's weights changed while it taught; a method trains what it must only read")
+    task.cpu()
+    if guide:
+        guide.cpu()
+    save_weights(task, directory / "task.safetensors")
+    record_probes(student, data, config.probes, directory / "probes.safetensors")
+    return DistilledCheckpoint(
+        detector=config.student.dump(),
+        classes=data.classes,
+        weights="task.safetensors",
+        parameters=parameter_count(student),
+        metrics="metrics.jsonl",
+        iterations=fitted.iterations,
+        seconds=fitted.seconds,
+        images=len(training_split(config, data)),
+        seed=config.seed,
+        source=teacher.key if teacher else "",
+        methods={name: choice.dump() for name, choice in config.methods.items()},
+        teacher=teacher.key if teacher else "",
+        teacher_name=teacher.name if teacher else "",
+        teacher_checksum=before,
+        methods_flops=methods_flops(task, data.height, data.width),
+        probes="probes.safetensors",
+    )
+
+
+def device_of(config: Config) -> torch.device:
+    """Where the training will run."""
+    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if cuda else "cpu")

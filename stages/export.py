@@ -1,0 +1,106 @@
+"""Write the student as an ONNX file and prove on real images that it detects what PyTorch detects."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from pydantic import Field
+
+from deploy.parity import compare
+from deploy.predictor import Predictor
+from pipeline.config import BaseConfig
+from pipeline.errors import UserError, VerdictError
+from pipeline.log import logger
+from stages.artifacts.checkpoint import Checkpoint
+from stages.artifacts.dataset import Dataset
+from stages.artifacts.exported_model import ExportedModel, ParityRecord
+from stages.data.coco import CocoSplit
+from stages.detection.load import load_detector, parameter_count
+from stages.evaluation.flops import inference_flops
+from stages.evaluation.in_memory import InMemory
+from stages.evaluation.measure import contract_for
+from stages.exporting.onnx_file import OPSET, write_onnx
+
+
+class Config(BaseConfig):
+    candidates: int = Field(default=1000, ge=1)
+    """Boxes an image that leave the graph; AP needs 1,000, a deployment threshold is content with fewer."""
+    score_threshold: float = Field(default=0.3, ge=0, le=1)
+    """Deployment threshold, written into the contract. AP is measured far below it."""
+    nms_iou: float = Field(default=0.5, gt=0, le=1)
+    """Overlap above which the weaker of two boxes of a class goes."""
+    max_detections: int = Field(default=100, ge=1)
+    """Detections kept an image."""
+    parity_images: int = Field(default=32, ge=1)
+    """Validation images on which file and PyTorch must agree."""
+    parity_box_px: float = Field(default=0.5, gt=0)
+    """Largest difference of a box edge, in pixels of the original image."""
+    parity_score: float = Field(default=1e-3, gt=0)
+    """Largest difference of a score."""
+
+
+def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Dataset) -> ExportedModel:
+    """ONNX with its contract in the metadata; parity decides."""
+    detector = load_detector(checkpoint.detector, len(checkpoint.classes), checkpoint.path(checkpoint.weights))
+    if not detector.exportable:
+        raise UserError(f"export: {checkpoint.detector['name']} has no static graph; export a dense detector")
+    contract = contract_for(
+        data,
+        config.candidates,
+        score_threshold=config.score_threshold,
+        nms_iou=config.nms_iou,
+        max_detections=config.max_detections,
+        producer={"name": "headstart", "detector": checkpoint.detector},
+    )
+    file = directory / "model.onnx"
+    initialisers = write_onnx(detector, data.height, data.width, config.candidates, file)
+    contract.write_to_onnx(file)
+    onnx.checker.check_model(str(file), full_check=True)
+    images = CocoSplit(data.folder("val"), data.annotations("val")).files[: config.parity_images]
+    with Predictor(InMemory(detector, config.candidates), contract) as torch_side, Predictor.open(file) as file_side:
+        threshold = contract.evaluation_score_threshold
+        # Batches of two and more: a file that only works with one image would pass otherwise.
+        reference = list(torch_side.batch(images, 4, score_threshold=threshold))
+        found = list(file_side.batch(images, 4, score_threshold=threshold))
+    parity = compare(
+        reference, found, box_tolerance=config.parity_box_px, score_tolerance=config.parity_score, score_threshold=threshold
+    )
+    logger.info("parity: %s", parity.sentence)
+    if not parity.passed:
+        raise VerdictError(f"export: the ONNX file does not detect what PyTorch detects: {parity.sentence}")
+    return ExportedModel(
+        file=file.name,
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        bytes=file.stat().st_size,
+        classes=data.classes,
+        parameters=parameter_count(detector),
+        flops=inference_flops(detector, data.height, data.width),
+        opset=OPSET,
+        contract=json.loads(contract.to_json()),
+        parity=ParityRecord(
+            reference=checkpoint.name,
+            images=len(images),
+            matched=parity.matched,
+            unmatched=parity.unmatched,
+            max_box_px=parity.max_box_px,
+            max_score=parity.max_score,
+            label_mismatches=parity.label_mismatches,
+            passed=parity.passed,
+            sentence=parity.sentence,
+        ),
+        initialisers=initialisers,
+        source=checkpoint.key,
+    )
+
+
+def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
+    """Only a dense detector has a static graph."""
+    for node in wired.get("checkpoint", ()):
+        choice = getattr(node.config, "detector", None)
+        if choice is not None and not choice.cls.exportable:
+            yield f"{choice.name} of stage {node.name} cannot be exported; export a dense detector, as retinanet"

@@ -1,0 +1,118 @@
+"""A dense detector as an ONNX file: uint8 NHWC images in, the best decoded candidates out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from pipeline.errors import VerdictError
+from stages.detection.detector import Detector
+from stages.exporting.fold import folded
+
+INPUT = "images"
+OUTPUTS = ("boxes", "scores", "labels")
+OPSET = 21  # the first with a group normalisation over any number of channels
+
+
+class Graph(nn.Module):
+    """What is traced. The cast comes first: TensorRT-RTX cannot transpose uint8."""
+
+    def __init__(self, detector: Detector, count: int) -> None:
+        super().__init__()
+        self.detector = detector
+        self.count = count
+
+    def forward(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = self.detector(images_BHWC.float().permute(0, 3, 1, 2), self.count)
+        return found.boxes_BN4, found.scores_BN, found.labels_BN
+
+
+def write_onnx(detector: Detector, height: int, width: int, count: int, file: Path) -> int:
+    """Export and check; returns how many initialisers the file has, every one traced back to the detector.
+
+    Raises VerdictError where the batch came out static, where ONNX's own checks fail, or where the file holds numbers
+    that are not the detector's.
+    """
+    images_BHWC = torch.zeros((2, height, width, 3), dtype=torch.uint8)  # two: a batch of one would be traced as static
+    model = folded(detector, images_BHWC.permute(0, 3, 1, 2))
+    graph = Graph(model, count).eval()
+    graph(images_BHWC)  # makes the anchors of this canvas before tracing, so that they are constants
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                graph,
+                (images_BHWC,),
+                dynamo=True,
+                dynamic_shapes={"images_BHWC": {0: torch.export.Dim("batch", min=1, max=4096)}},
+                input_names=[INPUT],
+                output_names=list(OUTPUTS),
+                opset_version=OPSET,
+                verbose=False,
+            )
+    finally:
+        exporter.setLevel(level)
+    assert program is not None
+    program.save(file, include_initializers=True, external_data=False)
+    written = onnx.shape_inference.infer_shapes(onnx.load(file), check_type=True, strict_mode=True)
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+    except onnx.checker.ValidationError as problem:
+        raise VerdictError(f"export: the ONNX file is not valid: {problem}") from problem
+    _assert_dynamic(written)
+    return trace_initialisers(written, model, images_BHWC)
+
+
+def _assert_dynamic(model: onnx.ModelProto) -> None:
+    values = [*model.graph.input, *model.graph.output]
+    static = [v.name for v in values if not v.type.tensor_type.shape.dim[0].dim_param]
+    if static:
+        raise VerdictError(f"export: the batch of {static} is static; a detector step turned a size into a number")
+
+
+def trace_initialisers(written: onnx.ModelProto, model: Detector, images_BHWC: Tensor) -> int:
+    """Count the file's initialisers, each of which must be a tensor of the (folded) detector, geometry of its anchors,
+    or a constant that carries nothing learnt: integers of shapes, single numbers, fills of one value.
+
+    Raises VerdictError naming those that are none of these.
+    """
+    known = {_content(tensor.detach().cpu().numpy()) for tensor in model.state_dict().values()}
+    known |= {_content(buffer.cpu().numpy()) for buffer in model.buffers()}
+    with torch.no_grad():
+        anchors = model.predict(model.features(images_BHWC.permute(0, 3, 1, 2))).anchors.boxes_A4
+    sizes, corners = anchors[:, 2:] - anchors[:, :2], anchors[:, :2]
+    for column in torch.cat([sizes, corners + 0.5 * sizes, anchors], 1).unbind(1):
+        known.add(_content(column.cpu().numpy()))
+    known.add(_content(anchors.cpu().numpy()))
+    foreign = []
+    for initialiser in written.graph.initializer:
+        array = numpy_helper.to_array(initialiser)
+        if not _says_nothing(array) and _content(array) not in known:
+            foreign.append(f"{initialiser.name} {list(array.shape)}")
+    if foreign:
+        raise VerdictError(
+            f"export: {len(foreign)} initialisers of the ONNX file are not the student's: {', '.join(foreign[:5])}"
+        )
+    return len(written.graph.initializer)
+
+
+def _says_nothing(array: np.ndarray) -> bool:  # type: ignore[type-arg]
+    """Shapes and axes (up to eight integers), and fills of one value."""
+    if array.dtype.kind in "iub" and array.size <= 8:
+        return True
+    return array.size == 0 or bool((array == array.flat[0]).all())
+
+
+def _content(array: np.ndarray) -> tuple[str, bytes]:  # type: ignore[type-arg]
+    """Values whatever the shape: exporters add and drop axes of length one."""
+    return array.dtype.str, np.ascontiguousarray(array).tobytes()
