@@ -141,6 +141,11 @@ class ProposalSettings:
     after_nms: int = 1000
 
 
+def at_least_single(tensor: Tensor) -> Tensor:
+    """Half precision to float32, all else as it is: losses and probabilities are computed so."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class Detector(nn.Module, ABC):
     """A detector for `classes` classes. Images are RGB in [0, 255]; each detector normalises them itself."""
 

@@ -14,7 +14,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import roi_align
 
 from pipeline.config import BaseConfig
-from stages.detection.detector import RoIActivations, RoIs
+from stages.detection.detector import RoIActivations, RoIs, at_least_single
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # standard deviations .1 .1 .2 .2 of the deltas
 
@@ -80,10 +80,10 @@ class RoIHead(nn.Module):
     def loss(self, activations: RoIActivations, rois: RoIs) -> dict[str, Tensor]:
         """Cross entropy over 1 + K classes and smooth L1 on the deltas of the true class (torchvision's `fastrcnn_loss`)."""
         target = rois.labels_M + 1
-        classification = functional.cross_entropy(activations.logits.float(), target, reduction="sum")
+        classification = functional.cross_entropy(at_least_single(activations.logits), target, reduction="sum")
         positive = torch.where(target > 0)[0]
         wanted = self.coder.encode_single(rois.matched_M4[positive], rois.boxes_M4[positive])
-        given = activations.deltas[positive, target[positive]].float()
+        given = at_least_single(activations.deltas[positive, target[positive]])
         box = functional.smooth_l1_loss(given, wanted, beta=1 / 9, reduction="sum")
         count = max(1, len(target))
         return {"cls": classification / count, "box": box / count}
@@ -92,4 +92,4 @@ class RoIHead(nn.Module):
         """Boxes per class (M, K, 4) in pixels, and probabilities (M, K), background left out."""
         classes = activations.logits.shape[1]
         boxes = self.coder.decode_single(activations.deltas.reshape(-1, classes * 4), rois.boxes_M4)
-        return boxes.view(-1, classes, 4)[:, 1:], activations.logits.float().softmax(1)[:, 1:]
+        return boxes.view(-1, classes, 4)[:, 1:], at_least_single(activations.logits).softmax(1)[:, 1:]

@@ -22,6 +22,7 @@ from stages.detection.detector import (
     RoIDetector,
     RoIPredictions,
     Targets,
+    at_least_single,
 )
 from stages.detection.proposals import SamplingSettings, class_agnostic_proposals, sample_rois, unlabelled_rois
 from stages.detection.roi_head import RoIHead, RoIHeadConfig
@@ -105,7 +106,10 @@ class FasterRCNN(RoIDetector):
         labels, matched = self.rpn.assign_targets_to_anchors(anchors, [{"boxes": boxes} for boxes in targets.boxes])
         wanted = self.coder.encode(matched, anchors)
         objectness, box = self.rpn.compute_loss(
-            predictions.objectness_BA.float().flatten()[:, None], predictions.deltas_BA4.float().flatten(0, 1), labels, list(wanted)
+            at_least_single(predictions.objectness_BA).flatten()[:, None],
+            at_least_single(predictions.deltas_BA4).flatten(0, 1),
+            labels,
+            list(wanted),
         )
         second = self.roi_heads.loss(predictions.activations, predictions.rois)
         return {"rpn_cls": objectness, "rpn_box": box, **second}

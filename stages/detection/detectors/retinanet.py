@@ -24,6 +24,7 @@ from stages.detection.detector import (
     Proposals,
     ProposalSettings,
     Targets,
+    at_least_single,
 )
 from stages.detection.proposals import class_agnostic_proposals
 from stages.detection.torchvision_weights import class_rows, modern_names, select_rows
@@ -111,7 +112,8 @@ class RetinaNet(DenseDetector):
             weights.append((match != Matcher.BETWEEN_THRESHOLDS).to(target.dtype) * share)
             pairs.append((number, positive, share))
             boxes.append(truth[match[positive]])
-        focal = sigmoid_focal_loss(predictions.logits_BAK.float(), torch.stack(wanted).float(), reduction="none")
+        logits = at_least_single(predictions.logits_BAK)
+        focal = sigmoid_focal_loss(logits, torch.stack(wanted).to(logits.dtype), reduction="none")
         images = len(targets.boxes)
         classification = (focal.sum(-1) * torch.stack(weights)).sum() / images
         box = predictions.deltas_BA4.sum() * 0.0  # a batch without objects still has a gradient
