@@ -6,7 +6,6 @@ the last wins without a word. Here scalars are those of YAML 1.2's core schema.
 
 import re
 from collections.abc import Hashable, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -72,17 +71,6 @@ def parse(text: str, where: str) -> tuple[Any, list[str]]:
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError([f"{where}: not valid YAML: {' '.join(str(error).split())}"]) from None
     return values, [f"{where}: {problem}" for problem in loader.problems]
-
-
-def read(path: Path) -> bytes:
-    """Return the bytes of a config file. Raises ConfigError, with a close name, when it cannot be read."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        near = sorted(p.name for p in path.parent.glob("*.y*ml"))
-        raise ConfigError([f"{path}: no such file{did_you_mean(path.name, near)}"]) from None
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
 
 
 def override(values: dict[str, Any], settings: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ class PipelineError(Exception):
     """Something went wrong that is not a bug of the program: shown without a traceback."""
 
     exit_code = 1
+    node = ""  # the engine sets it to the node whose stage raised
 
 
 class UserError(PipelineError):

@@ -16,7 +16,8 @@ from pipeline import config as settings_of
 from pipeline import document, matrix
 from pipeline.config import BaseConfig
 from pipeline.errors import ConfigError, UserError, did_you_mean
-from pipeline.matrix import Axes, Reference
+from pipeline.matrix import Axes
+from pipeline.plan import read
 from pipeline.stage import NodeView, Stage, find
 from pipeline.wiring import Entry, order, wire
 
@@ -48,16 +49,13 @@ class Graph:
     nodes: tuple[Node, ...]
 
 
-def load(path: Path, overrides: Sequence[str] = (), package: str = "stages") -> Graph:
-    """Read a config file whose stages are the modules of `package`.
+def load(config: Path | str, overrides: Sequence[str] = (), package: str = "stages", where: str = "config") -> Graph:
+    """Read a config, a file or a YAML text, whose stages are the modules of `package`.
 
-    Raises ConfigError with everything that is wrong with it, one line each.
+    `where` begins the lines about the form of a text. Raises ConfigError with everything that is wrong, one line each.
     """
-    return parse(document.read(path).decode("utf-8", "replace"), str(path), overrides, package)
-
-
-def parse(text: str, where: str, overrides: Sequence[str] = (), package: str = "stages") -> Graph:
-    """Like `load`, of a YAML text; `where` begins the lines about its form."""
+    text = config if isinstance(config, str) else read(config).decode("utf-8", "replace")
+    where = where if isinstance(config, str) else str(config)
     values, problems = document.parse(text, where)
     if not isinstance(values, dict) or not isinstance(values.get("stages"), dict) or not values["stages"]:
         raise ConfigError([*problems, f"{where}: must begin with 'stages:' and below it the stages by name"])
@@ -203,9 +201,3 @@ def _checked(node: Node) -> list[str]:
     """Return the problems that the stage's own `check` finds."""
     wired = {slot: node.feeding(slot) for slot in node.stage.slots}
     return [f"stages.{node.name}: {problem}" for problem in node.stage.check(node.config, wired)]
-
-
-def matching(references: Iterable[Reference], nodes: Iterable[tuple[str, Axes, str]]) -> set[str]:
-    """Return the names of the (entry, axes, name) nodes that any reference means."""
-    wanted = list(references)
-    return {name for entry, axes, name in nodes if any(r.stage == entry and r.selects(axes) for r in wanted)}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +23,14 @@ logger = logging.getLogger("headstart")
 
 _OURS = ("headstart", "pipeline", "stages", "deploy")
 _LINE_EVERY_S = 10.0
+
+
+FILE_ONLY: Final = {"file_only": True}
+"""The `extra` of a record that is for run.log, because the console shows the same in its own way."""
+
+
+def _is_for_console(record: logging.LogRecord) -> bool:
+    return not getattr(record, "file_only", False)
 
 
 def _is_no_progress(record: logging.LogRecord) -> bool:
@@ -42,6 +50,7 @@ def to_console() -> None:
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(_is_for_console)
     for name in _OURS:
         ours = logging.getLogger(name)
         ours.setLevel(logging.INFO)
@@ -116,7 +125,7 @@ def _lines(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     def line() -> None:
         seconds = time.monotonic() - start
         rate = done / seconds if seconds > 0 else 0.0
-        left = f", {_duration((total - done) / rate)} left" if rate and done < total else f" in {_duration(seconds)}"
+        left = f", {duration((total - done) / rate)} left" if rate and done < total else f" in {duration(seconds)}"
         text = f"{title}: {done}/{total} {unit}, {rate:.3g} {unit}/s{left}{latest and ', ' + latest}"
         logger.info("%s", text, extra={"progress": True})
 
@@ -137,7 +146,8 @@ def _numbers(numbers: dict[str, float]) -> str:
     return " ".join(f"{name}={value:.4g}" for name, value in numbers.items())
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds as people write a duration: `3.2 s`, `4 min 05 s`, `2 h 10 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"

@@ -4,7 +4,7 @@ A slot named in `needs` takes what is named there. Otherwise a single slot takes
 slot gathers every stage whose result fits, in the config's order, except those downstream of its own stage.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -164,18 +164,3 @@ def _downstream(name: str, entries: Mapping[str, Entry]) -> set[str]:
         grown = not more <= found
         found |= more
     return found
-
-
-def selected(names: Iterable[str], entries: Iterable[str], option: str) -> tuple[list[Reference], list[str]]:
-    """Read stage or node names from the command line; return them and the problems."""
-    known, found, problems = list(entries), [], []
-    for name in names:
-        try:
-            reference = Reference.parse(name)
-        except ValueError as error:
-            problems.append(f"{option} {name}: {error}")
-            continue
-        if reference.stage not in known:
-            problems.append(f"{option} {name}: no stage '{reference.stage}'{did_you_mean(reference.stage, known)}")
-        found.append(reference)
-    return found, problems

@@ -1,0 +1,213 @@
+"""Runner: makes the nodes of a plan that are not done yet, one by one, in order, in this process.
+
+for each step: done? -> next | wait for whoever makes it | adopt what older code made | run the stage, publish
+"""
+
+import errno
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import log
+from pipeline.errors import PipelineError, UserError
+from pipeline.plan import Step, done
+from pipeline.store import Finished, Store
+
+if TYPE_CHECKING:
+    from pipeline.artifact import Artifact
+    from pipeline.graph import Node
+
+MadeFrom = Mapping[str, list[dict[str, str]]]  # slot -> node, key and content of each input
+
+_logger = logging.getLogger("pipeline.runner")
+
+
+@dataclass
+class Outcome:
+    """What a run came to: the artifacts by node, in order, and the nodes left out because a gate before them failed."""
+
+    finished: dict[str, Finished] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[str]:
+        """The gates that failed, with their node."""
+        return [f"{name}: {failure}" for name, made in self.finished.items() for failure in made.failures]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs plans against a store.
+
+    `force` and `keep_older_code` are node names; `process` is what provenance says of this process. `nodes` may lack
+    what is done already.
+    """
+
+    store: Store
+    nodes: Mapping[str, "Node"]
+    process: Mapping[str, Any]
+    force: frozenset[str] = frozenset()
+    keep_older_code: frozenset[str] = frozenset()
+
+    def run(self, steps: Sequence[Step]) -> Outcome:
+        """Make what is not done. Raises what a stage raises, with the node's name noted on it; what is done stays."""
+        outcome = Outcome()
+        for step in steps:
+            blocked = [name for name in step.feeding if name in outcome.left_out or outcome.finished[name].failures]
+            if blocked:
+                outcome.left_out.append(step.name)
+                _logger.info("%s: left out, because of %s", step.name, ", ".join(blocked))
+                continue
+            finished = None if step.name in self.force else done(step, self.store, _contents(outcome))
+            if finished is None:
+                finished = self._obtain(step, outcome)
+            else:
+                _logger.info("%s: done before (%s)", step.name, finished.directory.name)
+            outcome.finished[step.name] = finished
+            self.store.link_latest(step.name, finished.directory)
+        return outcome
+
+    def _obtain(self, step: Step, outcome: Outcome) -> Finished:
+        """Make a step under its lock, unless another process has while we waited."""
+        waited = False
+
+        def waiting() -> None:
+            nonlocal waited
+            waited = True
+            _logger.info("%s: waiting for another run that makes %s-%s", step.name, step.uses, step.key[:16])
+
+        directory = self.store.directory(step.uses, step.key)
+        try:
+            with self.store.lock(directory.name, waiting):
+                finished = done(step, self.store, _contents(outcome))
+                if finished and (waited or step.name not in self.force):
+                    _logger.info("%s: made meanwhile (%s)", step.name, directory.name)
+                    return finished
+                if directory.exists() and (damage := self.store.damage(directory)):
+                    _logger.warning("%s: %s; it is made again", step.name, damage)
+                made_from = _made_from(step, outcome)
+                older = adoptable(step, made_from, self.store) if step.name in self.keep_older_code else None
+                return self._adopt(step, older, made_from) if older else self._make(step, made_from, outcome)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            place = error.filename or self.store.root
+            raise UserError(
+                f"{step.name}: the disk is full at {place}; nothing finished was lost: free some space "
+                "(`pipeline clean` lists what no config needs) and give the same command again"
+            ) from error
+
+    def _make(self, step: Step, made_from: MadeFrom, outcome: Outcome) -> Finished:
+        """Run the stage in its partial directory and publish what it returns; hold the lock."""
+        node = self.nodes[step.name]
+        fresh = not node.stage.resumes or step.name in self.force
+        partial = self.store.begin(step.uses, step.key, fresh=fresh, inputs=made_from)
+        started, clock = datetime.now(timezone.utc), time.monotonic()
+        with log.to_file(partial / "run.log"):
+            _logger.info("%s: running %s", step.name, step.uses)
+            try:
+                result = node.stage.run(node.config, partial, self._inputs(step, outcome))
+            except PipelineError as error:
+                error.node = step.name
+                _logger.error("%s: %s", step.name, error, extra=log.FILE_ONLY)
+                raise
+            except Exception as error:
+                error.add_note(f"while running the node {step.name} in {partial}")
+                _logger.exception("%s: failed", step.name, extra=log.FILE_ONLY)
+                raise
+            seconds = time.monotonic() - clock
+            _logger.info("%s: made in %s (%s)", step.name, log.duration(seconds), partial.name)
+        provenance = {
+            **_described(step, made_from),
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
+            "process": dict(self.process),
+        }
+        record = result.model_dump_json(indent=1).encode() + b"\n"
+        return self.store.publish(step.uses, step.key, record, provenance)
+
+    def _inputs(self, step: Step, outcome: Outcome) -> dict[str, Any]:
+        """Return the artifacts for the stage's slots, placed and named."""
+        node, keys = self.nodes[step.name], step.input_keys
+
+        def load(fed: "Node") -> "Artifact":
+            return fed.produces.load(outcome.finished[fed.name].directory, name=fed.name, key=keys[fed.name])
+
+        loaded: dict[str, Any] = {}
+        for slot, taken in node.stage.slots.items():
+            artifacts = [load(fed) for fed in node.feeding(slot)]
+            loaded[slot] = artifacts if taken.many else artifacts[0] if artifacts else None
+        return loaded
+
+    def _adopt(self, step: Step, older: Finished, made_from: MadeFrom) -> Finished:
+        """Publish what older code made under the step's key, by links, and say so in its provenance."""
+        before = older.provenance
+        partial = self.store.begin(step.uses, step.key, fresh=True, inputs=made_from)
+        for name in older.files:
+            if name != "provenance.json":
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                _link(older.directory / name, partial / name)
+        adopted = before.get("adopted_from") or {"key": before["key"], "code": before["parts"]["code"]}
+        provenance = {**before, **_described(step, made_from), "adopted_from": adopted}
+        _logger.warning("%s: keeps what older code made (%s)", step.name, older.directory.name)
+        return self.store.publish(step.uses, step.key, (older.directory / "artifact.json").read_bytes(), provenance)
+
+
+def adoptable(step: Step, made_from: MadeFrom, store: Store) -> Finished | None:
+    """Return the newest artifact that differs from a step's by its code alone.
+
+    Its inputs must have had the same content, so that one that was itself adopted does not stand in the way.
+    """
+    parts = {name: step.parts[name] for name in ("settings", "identity")}
+    wanted = parts, _contents_by_slot(step.parts, made_from)
+    for finished in store.of_kind(step.uses):
+        provenance = finished.provenance
+        parts = {name: provenance["parts"][name] for name in ("settings", "identity")}
+        if (parts, _contents_by_slot(provenance["parts"], provenance["inputs"])) == wanted:
+            return finished
+    return None
+
+
+def _contents(outcome: Outcome) -> dict[str, str]:
+    return {name: finished.content for name, finished in outcome.finished.items()}
+
+
+def _made_from(step: Step, outcome: Outcome) -> MadeFrom:
+    """Return the inputs of a step as provenance records them."""
+    keys = step.input_keys
+    return {
+        slot: [{"node": name, "key": keys[name], "content": outcome.finished[name].content} for name in names]
+        for slot, names in step.inputs.items()
+    }
+
+
+def _contents_by_slot(parts: Mapping[str, Any], made_from: MadeFrom) -> dict[str, list[tuple[str, str]]]:
+    """Return what the inputs of each slot were; node names count where results are labelled by them, in list slots."""
+    return {
+        slot: [(fed["node"] if isinstance(parts["inputs"][slot], list) else "", fed["content"]) for fed in inputs]
+        for slot, inputs in made_from.items()
+    }
+
+
+def _described(step: Step, made_from: MadeFrom) -> dict[str, Any]:
+    return {
+        "node": step.name,
+        "uses": step.uses,
+        "key": step.key,
+        "parts": dict(step.parts),
+        "settings": dict(step.settings),
+        "inputs": dict(made_from),
+    }
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
