@@ -1,4 +1,4 @@
-"""Source: where a dataset comes from. It leaves, for each split, a folder of images and a COCO JSON, not yet checked."""
+"""Source: where a dataset comes from. It leaves a folder of images and a COCO JSON for each split, not yet checked."""
 
 from __future__ import annotations
 

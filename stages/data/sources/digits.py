@@ -1,14 +1,15 @@
-"""Plate digits: handwritten digits on plates over crops of two photographs, made in seconds from what scikit-learn ships.
+"""Plate digits: handwritten digits on plates over crops of two photographs, made from what scikit-learn ships.
 
-Real ink and real backgrounds, no download. The classes are hard enough that help shows and easy enough for minutes on a
-CPU. Train and val share neither a digit nor a part of a photograph. The same settings give the same files, bit for bit,
-and image i of a split does not depend on how many there are.
+Real ink and real backgrounds, seconds to make, no download. The classes are hard enough that help shows, and easy
+enough for minutes on a CPU. Train and val share neither a digit nor a part of a photograph. The same settings give the
+same files, bit for bit, and image i of a split does not depend on how many there are.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,29 +79,33 @@ class Digits(Source):
         train, val = materials(self.config.seed)
         (directory / "ATTRIBUTION").write_text(ATTRIBUTION, encoding="utf-8")
         with progress("digits", total=self.config.train + self.config.val, unit="image") as advance:
-            splits = []
-            for number, (name, count, material) in enumerate(
-                (("train", self.config.train, train), ("val", self.config.val, val))
-            ):
-                folder = directory / name
-                folder.mkdir()
-                document = empty_document()
-                for index in range(count):
-                    rng = np.random.default_rng([self.config.seed, number, index])
-                    image, boxes_xywh, values = draw(material, self.config.size, rng)
-                    file_name = f"{index + 1:06d}.jpg"
-                    image.save(folder / file_name, quality=JPEG_QUALITY)
-                    _add(document, file_name, self.config.size, boxes_xywh, values)
-                    advance(1)
-                annotations = directory / f"digits_{name}.json"
-                annotations.write_text(json.dumps(document), encoding="utf-8")
-                splits.append(RawSplit(folder, annotations))
-        return RawDataset(*splits, attribution=ATTRIBUTION)
+            return RawDataset(
+                self._write_split(directory / "train", self.config.train, train, 0, advance),
+                self._write_split(directory / "val", self.config.val, val, 1, advance),
+                attribution=ATTRIBUTION,
+            )
+
+    def _write_split(
+        self, folder: Path, count: int, material: Material, number: int, advance: Callable[..., None]
+    ) -> RawSplit:
+        folder.mkdir()
+        document = empty_document()
+        for index in range(count):
+            rng = np.random.default_rng([self.config.seed, number, index])
+            image, boxes_xywh, values = draw(material, self.config.size, rng)
+            file_name = f"{index + 1:06d}.jpg"
+            image.save(folder / file_name, quality=JPEG_QUALITY)
+            _add(document, file_name, self.config.size, boxes_xywh, values)
+            advance(1)
+        annotations = folder.with_name(f"digits_{folder.name}.json")
+        annotations.write_text(json.dumps(document), encoding="utf-8")
+        return RawSplit(folder, annotations)
 
 
 def materials(seed: int) -> tuple[Material, Material]:
     """What train and val are made of; they have no digit and no pixel of a photograph in common."""
-    from sklearn.datasets import load_digits, load_sample_images  # here: a second to import
+    # Imported here: it takes a second, and planning a run need not.
+    from sklearn.datasets import load_digits, load_sample_images  # type: ignore[import-untyped]
 
     digits = load_digits()
     images_D88 = np.round(digits.images * (255 / 16)).astype(np.uint8)

@@ -1,0 +1,101 @@
+"""CocoSplit: images and what is to be learnt on them, read from a checked COCO JSON.
+
+Shapes: N boxes of one image, in pixels of the upright image as (x1, y1, x2, y2).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from deploy.image import decode
+from pipeline.errors import UserError
+
+
+class Sample(NamedTuple):
+    """One image with its training targets."""
+
+    image: Image.Image
+    boxes_N4: Tensor
+    """float32, clipped to the image, each with an area."""
+    labels_N: Tensor
+    """int64: i is the i-th category of the file, by id."""
+    image_id: int
+
+
+class CocoSplit(Dataset[Sample]):
+    """The images of one file, in its order. Crowds and boxes without an area inside the image are no targets.
+
+    Boxes are held in flat arrays: worker processes would copy millions of small objects page by page.
+    """
+
+    def __init__(self, folder: Path, annotations: Path) -> None:
+        """Read `train.json` or `val.json` of a `Dataset` artifact; `folder` is where its file names start."""
+        document = json.loads(annotations.read_bytes())
+        images = document["images"]
+        category_ids = sorted(category["id"] for category in document["categories"])
+        labels = {category_id: label for label, category_id in enumerate(category_ids)}
+        row = {image["id"]: number for number, image in enumerate(images)}
+        found = [annotation for annotation in document["annotations"] if not annotation["iscrowd"]]
+        owner = np.asarray([row[a["image_id"]] for a in found], np.int64)
+        boxes = np.asarray([a["bbox"] for a in found], np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        limits = np.asarray([[i["width"], i["height"]] * 2 for i in images], np.float64).reshape(-1, 4)
+        boxes = boxes.clip(0, limits[owner])
+        keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        order = np.flatnonzero(keep)[np.argsort(owner[keep], kind="stable")]
+        self.folder = folder
+        self.classes = len(category_ids)
+        self.image_ids = [int(image["id"]) for image in images]
+        self._names = np.asarray([image["file_name"] for image in images], dtype=np.str_)
+        self._boxes = boxes[order].astype(np.float32)
+        self._labels = np.asarray([labels[a["category_id"]] for a in found], np.int64)[order]
+        self._starts = np.searchsorted(owner[order], np.arange(len(images) + 1))
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    @property
+    def files(self) -> list[Path]:
+        """Paths of the images."""
+        return [self.folder / name for name in self._names.tolist()]
+
+    def sample(self, index: int) -> Sample:
+        """Decode one image. Raises DeployError, naming the file, where it can no longer be read."""
+        image = decode(self.folder / str(self._names[index]))
+        own = slice(self._starts[index], self._starts[index + 1])
+        boxes_N4, labels_N = torch.from_numpy(self._boxes[own].copy()), torch.from_numpy(self._labels[own].copy())
+        return Sample(image, boxes_N4, labels_N, self.image_ids[index])
+
+    def subset(self, count: int, seed: int) -> Self:
+        """Return `count` of the images, drawn by `seed` alone and in the file's order.
+
+        Whoever asks for the same count and seed gets the same images. Raises UserError when there are not so many.
+        """
+        if not 0 < count <= len(self):
+            raise UserError(f"images: {count} asked for, {self.folder} has {len(self)}; ask for 1 to {len(self)}")
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
+        part = type(self).__new__(type(self))
+        part.folder, part.classes = self.folder, self.classes
+        part.image_ids = [self.image_ids[index] for index in chosen]
+        part._names = self._names[chosen]
+        rows = [np.arange(self._starts[index], self._starts[index + 1]) for index in chosen]
+        part._boxes, part._labels = self._boxes[np.concatenate(rows)], self._labels[np.concatenate(rows)]
+        part._starts = np.cumsum([0] + [len(row) for row in rows], dtype=np.int64)
+        return part
+
+
+def box_counts(split: CocoSplit) -> NDArray[np.int64]:
+    """Boxes to learn from, per label."""
+    return np.bincount(split._labels, minlength=split.classes).astype(np.int64)
