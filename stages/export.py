@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 from pydantic import Field
 
-from deploy.parity import compare
+from deploy.parity import Tolerance, compare
 from deploy.predictor import Predictor
 from pipeline.config import BaseConfig
 from pipeline.errors import UserError, VerdictError
@@ -67,11 +67,10 @@ def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Datase
         # Batches of two and more: a file that only works with one image would pass otherwise.
         reference = list(torch_side.batch(images, 4, score_threshold=threshold))
         found = list(file_side.batch(images, 4, score_threshold=threshold))
-    parity = compare(
-        reference, found, box_tolerance=config.parity_box_px, score_tolerance=config.parity_score, score_threshold=threshold
-    )
+    tolerance = Tolerance(config.parity_box_px, config.parity_score)
+    parity = compare(reference, found, tolerance, threshold, config.max_detections)
     logger.info("parity: %s", parity.sentence)
-    if not parity.passed:
+    if not parity.verdict:
         raise VerdictError(f"export: the ONNX file does not detect what PyTorch detects: {parity.sentence}")
     return ExportedModel(
         file=file.name,
@@ -90,7 +89,7 @@ def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Datase
             max_box_px=parity.max_box_px,
             max_score=parity.max_score,
             label_mismatches=parity.label_mismatches,
-            passed=parity.passed,
+            passed=parity.verdict,
             sentence=parity.sentence,
         ),
         initialisers=initialisers,

@@ -55,7 +55,7 @@ class LatencyRow(Row):
     """Step to mean, p50, p90, p95, p99 (None where there were too few samples) and n."""
     threads: int
     flops: int
-    peak_memory_mb: float
+    peak_memory_mb: float | None
     reliable: bool
     evidence: dict[str, Any]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from torch import nn
@@ -44,5 +43,4 @@ def average_precision(detector: nn.Module, data: Dataset) -> dict[str, float]:
     """AP and AP50 for the log of a training."""
     assert isinstance(detector, Detector)
     accuracy, _ = accuracy_of(detector, data)
-    statistics = dataclasses.asdict(accuracy)
-    return {f"val/{name}": float(statistics[name] or 0.0) for name in ("ap", "ap50")}
+    return {"val/ap": accuracy.ap or 0.0, "val/ap50": accuracy.ap50 or 0.0}

@@ -1,0 +1,79 @@
+"""Latency of the exported files, measured by the runtime that ships, in a process of its own without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from deploy.machine import machine
+from pipeline.config import BaseConfig
+from pipeline.errors import PipelineError
+from pipeline.log import logger
+from stages.artifacts.dataset import Dataset
+from stages.artifacts.exported_model import ExportedModel
+from stages.artifacts.reports import LatencyReport, LatencyRow
+from stages.data.coco import CocoSplit
+
+
+class Config(BaseConfig):
+    iterations: int = Field(default=1000, ge=1)
+    """Predictions of one image that count; p99 needs 1,000."""
+    images: int = Field(default=32, ge=1)
+    """Validation images that take turns."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of the runtime; as many as there are cores if not given."""
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Latency belongs to the machine it was measured on."""
+    found = machine()
+    return {name: found[name] for name in ("cpu", "cores", "architecture")}
+
+
+def run(config: Config, directory: Path, *, data: Dataset, models: list[ExportedModel]) -> LatencyReport:
+    """One row a model."""
+    split = CocoSplit(data.folder("val"), data.annotations("val"))
+    rows = []
+    for model in models:
+        found = measured(model.path(model.file), split.files[: config.images], config)
+        peak = found["peak_rss_bytes"]
+        rows.append(
+            LatencyRow(
+                name=model.name,
+                kind="exported",
+                key=model.key,
+                source=model.source,
+                backend=f"{found['backend']['runtime']} {found['backend']['version']}",
+                sha256=model.sha256,
+                parameters=model.parameters,
+                bytes=model.bytes,
+                machine=found["machine"],
+                steps=found["steps"],
+                threads=found["backend"]["threads"],
+                flops=model.flops,
+                peak_memory_mb=peak / 1e6 if peak else None,
+                reliable=found["reliable"],
+                evidence={**found["evidence"], "reasons": found["reasons"], "backend": found["backend"]},
+            )
+        )
+        total = found["steps"]["end_to_end"]
+        logger.info("%-28s p50 %s ms  p99 %s ms%s", model.name, total["p50"], total["p99"], "" if found["reliable"] else "  UNRELIABLE: " + "; ".join(found["reasons"]))
+    return LatencyReport(rows=tuple(rows))
+
+
+def measured(file: Path, images: list[Path], config: Config) -> dict[str, Any]:
+    """What `deploy benchmark --json` says of a file: here as on a device. Raises PipelineError with its words."""
+    command = [sys.executable, "-P", "-m", "deploy", "benchmark", str(file), *map(str, images)]
+    command += ["--iterations", str(config.iterations), "--json"]
+    if config.threads:
+        command += ["--threads", str(config.threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PipelineError(f"benchmark: {file.name}: {done.stderr.strip()}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found

@@ -1,0 +1,134 @@
+"""COCO AP of any detectors and exported models, by one evaluator, on the same images: what is quoted is what was run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from deploy.accuracy import STATISTICS, Accuracy, crosscheck, evaluate_predictor
+from deploy.contract import Contract
+from deploy.errors import DeployError
+from deploy.machine import machine
+from deploy.predictor import Predictor
+from pipeline.config import BaseConfig
+from pipeline.errors import VerdictError
+from pipeline.log import logger, progress
+from stages.artifacts.checkpoint import Checkpoint, DistilledCheckpoint, TrainedDetector
+from stages.artifacts.dataset import Dataset
+from stages.artifacts.exported_model import ExportedModel
+from stages.artifacts.reports import AccuracyReport, AccuracyRow
+from stages.detection.detector import Detector
+from stages.detection.load import build_detector
+from stages.evaluation.measure import BATCH, accuracy_of, contract_for
+
+
+class Config(BaseConfig):
+    crosscheck: bool = True
+    """Let pycocotools and hotcoco both evaluate the exported files and fail where one of the 12 numbers differs."""
+
+
+def run(
+    config: Config,
+    directory: Path,
+    *,
+    data: Dataset,
+    checkpoints: list[TrainedDetector],
+    models: list[ExportedModel],
+) -> AccuracyReport:
+    """One row a model. Detectors in PyTorch get the post-processing of the exported file, so that a hop in AP is a hop
+    of the model and not of a threshold."""
+    contract = contract_for(data)
+    if models:
+        contract = Contract.from_json(json.dumps(models[0].contract))
+    rows = []
+    total = len(checkpoints) + len(models)
+    with progress("validate", total, "model") as advance:
+        for checkpoint in checkpoints:
+            detector = restored(checkpoint)
+            accuracy, results = accuracy_of(detector, data, contract)
+            rows.append(_row(checkpoint, describe(checkpoint), accuracy, results, directory))
+            advance(1)
+        for model in models:
+            with Predictor.open(model.path(model.file)) as predictor:
+                accuracy, results = evaluate_predictor(
+                    predictor, data.folder("val"), data.annotations("val"), batch_size=BATCH
+                )
+                backend = predictor.backend.identity()
+            if config.crosscheck:
+                accuracy = _crosschecked(results, data, model.name)
+            described = {
+                "kind": "exported",
+                "source": model.source,
+                "backend": f"{backend['runtime']} {backend['version']}",
+                "sha256": model.sha256,
+                "parameters": model.parameters,
+                "bytes": model.bytes,
+                "crosschecked": config.crosscheck,
+            }
+            rows.append(_row(model, described, accuracy, results, directory))
+            advance(1)
+    for row in rows:
+        logger.info("%-28s AP %.3f  AP50 %.3f", row.name, row.statistics["ap"] or 0, row.statistics["ap50"] or 0)
+    return AccuracyReport(rows=tuple(rows))
+
+
+def restored(checkpoint: TrainedDetector) -> Detector:
+    """The detector of a checkpoint; of a distilled one the student inside, before anything is pruned."""
+    detector = build_detector(checkpoint.detector, len(checkpoint.classes))
+    state = load_file(checkpoint.path(checkpoint.weights))
+    if isinstance(checkpoint, DistilledCheckpoint):
+        state = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
+    detector.load_state_dict(state)
+    return detector.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def describe(checkpoint: TrainedDetector) -> dict[str, Any]:
+    """What a row says of a checkpoint beside its numbers."""
+    file = checkpoint.path(checkpoint.weights)
+    pruned = isinstance(checkpoint, Checkpoint) and checkpoint.proof is not None
+    kind = "distilled" if isinstance(checkpoint, DistilledCheckpoint) else "pruned" if pruned else "trained"
+    return {
+        "kind": kind,
+        "source": checkpoint.source,
+        "backend": f"torch {torch.__version__}",
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "parameters": checkpoint.parameters,
+        "bytes": file.stat().st_size,
+        "crosschecked": False,
+    }
+
+
+def _crosschecked(results: list[dict[str, Any]], data: Dataset, name: str) -> Accuracy:
+    try:
+        return crosscheck(results, data.annotations("val"))
+    except DeployError as problem:
+        raise VerdictError(f"validate: {name}: the two evaluators disagree: {problem}") from problem
+
+
+def _row(
+    made: TrainedDetector | ExportedModel,
+    described: dict[str, Any],
+    accuracy: Accuracy,
+    results: list[dict[str, Any]],
+    directory: Path,
+) -> AccuracyRow:
+    file = directory / f"{made.name or made.key}.json"
+    file.write_text(json.dumps(results))
+    values = dataclasses.asdict(accuracy)
+    return AccuracyRow(
+        name=made.name,
+        key=made.key,
+        machine=machine(),
+        statistics={name: values[name] for name in STATISTICS},
+        per_class=accuracy.per_class,
+        evaluator=f"{accuracy.evaluator} {accuracy.version}",
+        images=accuracy.images,
+        results=file.name,
+        **described,
+    )
