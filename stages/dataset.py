@@ -12,7 +12,7 @@ from pydantic import Field
 from pipeline.config import BaseConfig, Choice
 from pipeline.log import logger
 from stages.artifacts.dataset import Dataset, Split
-from stages.data.coco_check import CheckedDataset, CocoDocument, check
+from stages.data.coco_check import CheckedDataset, CocoDocument, check as check_coco
 from stages.data.source import RawSplit, Source
 
 Pixels = Annotated[int, Field(ge=32)]
@@ -30,7 +30,7 @@ class Config(BaseConfig):
 def run(config: Config, directory: Path) -> Dataset:
     """Write train.json and val.json, complete and with the same categories, and say what was found."""
     raw = config.source.cls(config.source.config).write(directory)
-    checked = check(raw)
+    checked = check_coco(raw)
     for name, document in (("train", checked.train), ("val", checked.val)):
         (directory / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
     for written in (raw.train.annotations, raw.val.annotations):
