@@ -13,6 +13,7 @@ import numpy as np
 
 from deploy.backend import open_backend
 from deploy.contract import Contract
+from deploy.errors import DeployError
 from deploy.image import Placement, decode
 from deploy.postprocess import detect
 
@@ -44,14 +45,18 @@ class Predictor:
         asked to be.
         """
         path = Path(path)
+        bundle = None
         if path.is_dir():
             from deploy.bundle import Bundle
 
             bundle = Bundle.open(path)
-            return cls(open_backend(bundle.model, backend, **settings), bundle.contract)
-        opened = open_backend(path, backend, **settings)
+        opened = open_backend(bundle.model if bundle else path, backend, **settings)
         try:
-            return cls(opened, Contract.from_metadata(opened.metadata(), str(path)))
+            contract = Contract.from_metadata(opened.metadata(), str(path))
+            # release.json protects the model by its hash, and the model release.json by its contract.
+            if bundle and contract != bundle.contract:
+                raise DeployError(f"{path}: release.json's contract is not the model's; copy the bundle again")
+            return cls(opened, contract)
         except Exception:
             opened.close()
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +14,6 @@ from deploy.errors import DeployError
 from deploy.machine import cores, cpu_model
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -45,13 +45,12 @@ class OnnxRuntime(Backend):
             raise DeployError(f"onnxruntime: threads must be at least 1, given {threads}")
         if not file.is_file():
             raise DeployError(f"{file}: no such model file")
-        refuse_shadowed(installed())
-        try:
-            import onnxruntime  # type: ignore[import-untyped]
-        except ImportError as error:
-            raise DeployError(
-                f"onnxruntime: it cannot be imported ({error}); install it: pip install 'headstart[cpu]' (or [gpu])"
-            ) from error
+        package = find_spec("onnxruntime")
+        if package is None or package.origin is None:
+            raise DeployError("onnxruntime: it is not installed; pip install 'headstart[cpu]' (or [gpu])")
+        refuse_shadowed(installed(Path(package.origin).parent.parent))
+        import onnxruntime  # type: ignore[import-untyped]
+
         self._provider, self._threads, self._version = provider, threads or cores(), onnxruntime.__version__
         if _PROVIDERS[provider] not in onnxruntime.get_available_providers():
             raise DeployError(
@@ -123,18 +122,11 @@ class OnnxRuntime(Backend):
         return name, wanted
 
 
-def installed() -> list[str]:
-    """The distributions of ONNX Runtime that are installed here."""
-    from importlib.metadata import PackageNotFoundError, distribution
-
-    found = []
-    for name in _DISTRIBUTIONS:
-        try:
-            distribution(name)
-        except PackageNotFoundError:
-            continue
-        found.append(name)
-    return found
+def installed(folder: Path) -> list[str]:
+    """The distributions of ONNX Runtime in a folder of installed packages."""
+    # By their folders: importlib.metadata would tell as much and costs a device 20 ms, a tenth of its start.
+    found = {file.name.partition("-")[0].lower().replace("_", "-") for file in folder.glob("onnxruntime*.dist-info")}
+    return [name for name in _DISTRIBUTIONS if name in found]
 
 
 def refuse_shadowed(distributions: list[str]) -> None:
