@@ -17,13 +17,13 @@ def unreached(store: Store, plans: Sequence[Plan]) -> list[tuple[Path, int]]:
 
 def remove(store: Store, directory: Path) -> bool:
     """Delete a directory of the store unless somebody holds its lock; return whether it was deleted."""
-    name = directory.name.removesuffix(".new").removesuffix(".old")
+    name = directory.name.partition(".")[0]
     with store.lock(name, None) as held:
         if not held:
             return False
         if directory.parent == store.root:
             # Out of sight in one step: half an artifact must never be found under a finished one's name.
-            hidden = store.root / ".partial" / f"{name}.old"
+            hidden = store.root / ".partial" / f"{name}.new"
             hidden.parent.mkdir(exist_ok=True)
             shutil.rmtree(hidden, ignore_errors=True)
             directory.rename(hidden)

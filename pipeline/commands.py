@@ -213,6 +213,8 @@ def clean(configs: tuple[Path, ...], root: Path, package: str, yes: bool) -> Non
     plans = [place.plan(config) for config in configs]
     plans += [variant for config in configs for variant in place.memory.variants(read(config))]
     found = unreached(place.store, plans)
+    if yes:
+        place.memory.forget_outdated()
     removed = 0
     for directory, count in found:
         if yes and not remove(place.store, directory):

@@ -127,7 +127,8 @@ def _chosen(kind: Callable[..., T], value: object) -> Choice[T]:
         raise _problem(kind, value, () if isinstance(value, str) else ("name",), str(error)) from error
     config = getattr(chosen, "Config", None)
     if not (isinstance(config, type) and issubclass(config, BaseConfig)):
-        raise TypeError(f"{found.__file__}: {chosen.__name__} has no nested `class Config(BaseConfig)`")
+        message = f"{found.__file__}: {chosen.__name__} has no nested `class Config(BaseConfig)`"
+        raise _problem(kind, value, (), message)
     return Choice(name, chosen, config.model_validate({k: v for k, v in settings.items() if k != "name"}))
 
 

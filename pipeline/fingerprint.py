@@ -28,18 +28,18 @@ class Fingerprints:
 
     def of(self, modules: Iterable[ModuleType]) -> str:
         """Return the fingerprint of modules and of all first-party code that they import."""
-        digests = {name: self._file(name, path)[0] for name, path in self.closure(modules).items()}
-        return sha256("\n".join(f"{name} {digests[name]}" for name in sorted(digests)).encode()).hexdigest()
+        lines = sorted(f"{name} {self._file(name, path)[0]}" for name, path in self.closure(modules))
+        return sha256("\n".join(lines).encode()).hexdigest()
 
-    def closure(self, modules: Iterable[ModuleType]) -> dict[str, Path]:
+    def closure(self, modules: Iterable[ModuleType]) -> set[tuple[str, Path]]:
         """Return the name and file of each module of the closure; a user's own file goes by its file name."""
-        found: dict[str, Path] = {}
+        found: set[tuple[str, Path]] = set()
         waiting = [(_name(module), Path(module.__file__)) for module in modules if module.__file__]
         while waiting:
-            name, path = waiting.pop()
-            if name not in found:
-                found[name] = path
-                waiting += self._file(name, path)[1]
+            module = waiting.pop()
+            if module not in found:
+                found.add(module)
+                waiting += self._file(*module)[1]
         return found
 
     def _file(self, name: str, path: Path) -> tuple[str, frozenset[tuple[str, Path]]]:

@@ -60,7 +60,7 @@ def load(config: Path | str, overrides: Sequence[str] = (), package: str = "stag
     if not isinstance(values, dict) or not isinstance(values.get("stages"), dict) or not values["stages"]:
         raise ConfigError([*problems, f"{where}: must begin with 'stages:' and below it the stages by name"])
     problems += document.override(values, overrides)
-    for key in values.keys() - {"stages"}:
+    for key in (key for key in values if key != "stages"):
         problems.append(
             f"targets: {_LATER}" if key == "targets" else f"{key}: unknown key{did_you_mean(str(key), ['stages'])}"
         )
@@ -114,6 +114,8 @@ def _validated(where: str, stage: Stage, settings: dict[str, Any], axes: Axes) -
     given = {**settings, **axes}
     try:
         return stage.config.model_validate(given), []
+    except UserError as error:  # of a validator that the stage has itself
+        lines = [f"{where}: {error}"]
     except ValidationError as error:
         lines = settings_of.problems(error, where, given)
     for axis in axes:

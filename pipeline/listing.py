@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.log import duration
 from pipeline.plan import Step, done
-from pipeline.runner import Outcome
+from pipeline.runner import Outcome, adoptable
 from pipeline.store import Finished, Store
 
 
@@ -29,6 +29,8 @@ def plan_lines(steps: Sequence[Step], store: Store) -> Iterator[str]:
         else:
             state, note = "run", f"took {duration(took)} last time" if took is not None else ""
             seconds += took or 0.0
+            if all(name in contents for name in step.feeding) and adoptable(step, contents, store):
+                note += f"; only its code changed: --keep-older-code {step.entry} keeps the older result"
         if state == "left out" or (finished and finished.failures):
             stopped.add(step.name)
         counts[state] += 1
@@ -63,13 +65,12 @@ def show_lines(steps: Sequence[Step], store: Store) -> Iterator[str]:
 
 def _made_lines(finished: Finished) -> Iterator[str]:
     provenance = finished.provenance
-    process = provenance["process"]
-    commit = process.get("commit")
+    commit = provenance["commit"]
     adopted = provenance.get("adopted_from")
     rows = [
         ("in", str(finished.directory)),
-        ("made", f"{provenance['started']}, in {duration(provenance['seconds'])}, on {process.get('host')}"),
-        ("by", " ".join(f"{name} {version}" for name, version in process.get("versions", {}).items())),
+        ("made", f"{provenance['started']}, in {duration(provenance['seconds'])}, on {provenance['host']}"),
+        ("by", " ".join(f"{name} {version}" for name, version in provenance["versions"].items())),
         ("code", f"{commit['id'][:12]}{' with changes' if commit['dirty'] else ''}" if commit else "no git commit"),
     ]
     if adopted:

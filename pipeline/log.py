@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from pipeline.digest import write_atomically
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -78,29 +80,29 @@ def to_file(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str = "step") -> Iterator[Callable[..., None]]:
-    """Show how far a loop of `total` units is; yields `advance(count=1, **numbers)`.
+def progress(title: str, total: int, unit: str = "step", done: int = 0) -> Iterator[Callable[..., None]]:
+    """Show how far a loop of `total` units is, `done` of them by an earlier run; yields `advance(count=1, **numbers)`.
 
     On a terminal: a bar with rate, time left and the latest numbers. Elsewhere: a line about every ten seconds and one
     at the end. An exception ends it without the last line.
     """
     console = _console()
     if console is None:
-        with _lines(title, total, unit) as advance:
+        with _lines(title, total, unit, done) as advance:
             yield advance
         return
     from rich import progress as bars
 
     columns = (
-        bars.TextColumn("{task.description}"),
+        bars.TextColumn("{task.description}", markup=False),  # a node is called `student[seed=0]`
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[rate]}"),
+        bars.TextColumn("{task.fields[rate]}", markup=False),
         bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.fields[numbers]}"),
+        bars.TextColumn("{task.fields[numbers]}", markup=False),
     )
-    with bars.Progress(*columns, console=console) as bar, _lines(title, total, unit) as advance:
-        task = bar.add_task(title, total=total, rate="", numbers="")
+    with bars.Progress(*columns, console=console) as bar, _lines(title, total, unit, done) as advance:
+        task = bar.add_task(title, total=total, completed=done, rate="", numbers="")
 
         def advance_both(count: int = 1, **numbers: float) -> None:
             advance(count, **numbers)
@@ -118,13 +120,13 @@ def _console() -> "Console | None":
 
 
 @contextmanager
-def _lines(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+def _lines(title: str, total: int, unit: str, done: int) -> Iterator[Callable[..., None]]:
     start = shown = time.monotonic()
-    done, latest = 0, ""
+    before, latest = done, ""
 
     def line() -> None:
         seconds = time.monotonic() - start
-        rate = done / seconds if seconds > 0 else 0.0
+        rate = (done - before) / seconds if seconds > 0 else 0.0
         left = f", {duration((total - done) / rate)} left" if rate and done < total else f" in {duration(seconds)}"
         text = f"{title}: {done}/{total} {unit}, {rate:.3g} {unit}/s{left}{latest and ', ' + latest}"
         logger.info("%s", text, extra={"progress": True})
@@ -161,9 +163,8 @@ class MetricsLog:
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
         """Start the file afresh, or, with `resume_step`, continue it: lines after that step are dropped."""
         kept = [] if resume_step is None or not path.exists() else _until(path, resume_step)
-        self._file = path.open("w", encoding="utf-8")
-        self._file.writelines(kept)
-        self._file.flush()
+        write_atomically(path, "".join(kept).encode())
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, **values: float | int | str | None) -> None:
         """Write one line; a number that is not finite becomes null, which JSON has."""

@@ -131,7 +131,7 @@ def make(graph: "Graph", digests: Digests, package: str) -> Plan:
         inputs = {slot: [fed.name for fed in node.feeding(slot)] for slot in node.inputs}
         steps.append(Step(node.name, node.entry, dict(node.axes), node.uses, key, parts, settings, inputs))
         # A user's own file lies where no remembered plan would look: it is one more outside file.
-        for path in fingerprints.closure(modules).values():
+        for _, path in fingerprints.closure(modules):
             if not any(path.is_relative_to(root) for root in _roots(package)):
                 files[str(path.absolute())] = digests.file(path)
     return Plan(tuple(steps), files, folders)
@@ -239,17 +239,19 @@ class Memory:
 
     def remember(self, config: bytes, overrides: Sequence[str], plan: Plan) -> None:
         """Keep a plan."""
-        values = {"context": self._context(config), **asdict(plan)}
+        values = {"surroundings": self._surroundings, "context": self._context(config), **asdict(plan)}
         digest.write_atomically(self._file(config, overrides), json.dumps(values).encode())
 
     def variants(self, config: bytes) -> list[Plan]:
         """Return the remembered plans of a config under any overrides, unless the code has changed since."""
-        found = []
+        remembered = (json.loads(file.read_text()) for file in self._folder.glob("*.json"))
+        return [_plan(values) for values in remembered if values["context"] == self._context(config)]
+
+    def forget_outdated(self) -> None:
+        """Remove the plans that were made by other code or versions: nothing will ask for them again."""
         for file in self._folder.glob("*.json"):
-            values = json.loads(file.read_text())
-            if values.get("context") == self._context(config):
-                found.append(_plan(values))
-        return found
+            if json.loads(file.read_text())["surroundings"] != self._surroundings:
+                file.unlink()
 
 
 def _intact(values: Mapping[str, Any], digests: Digests) -> Plan | None:

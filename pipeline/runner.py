@@ -91,8 +91,9 @@ class Runner:
                     return finished
                 if directory.exists() and (damage := self.store.damage(directory)):
                     _logger.warning("%s: %s; it is made again", step.name, damage)
-                made_from = _made_from(step, outcome)
-                older = adoptable(step, made_from, self.store) if step.name in self.keep_older_code else None
+                contents = _contents(outcome)
+                made_from = _made_from(step, contents)
+                older = adoptable(step, contents, self.store) if step.name in self.keep_older_code else None
                 return self._adopt(step, older, made_from) if older else self._make(step, made_from, outcome)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -108,9 +109,10 @@ class Runner:
         node = self.nodes[step.name]
         fresh = not node.stage.resumes or step.name in self.force
         partial = self.store.begin(step.uses, step.key, fresh=fresh, inputs=made_from)
+        resumed = any(partial.iterdir())
         started, clock = datetime.now(timezone.utc), time.monotonic()
         with log.to_file(partial / "run.log"):
-            _logger.info("%s: running %s", step.name, step.uses)
+            _logger.info("%s: %s %s", step.name, "going on with" if resumed else "running", step.uses)
             try:
                 result = node.stage.run(node.config, partial, self._inputs(step, outcome))
             except PipelineError as error:
@@ -127,7 +129,8 @@ class Runner:
             **_described(step, made_from),
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
-            "process": dict(self.process),
+            "resumed": resumed,
+            **self.process,
         }
         record = result.model_dump_json(indent=1).encode() + b"\n"
         return self.store.publish(step.uses, step.key, record, provenance)
@@ -159,13 +162,14 @@ class Runner:
         return self.store.publish(step.uses, step.key, (older.directory / "artifact.json").read_bytes(), provenance)
 
 
-def adoptable(step: Step, made_from: MadeFrom, store: Store) -> Finished | None:
+def adoptable(step: Step, contents: Mapping[str, str], store: Store) -> Finished | None:
     """Return the newest artifact that differs from a step's by its code alone.
 
-    Its inputs must have had the same content, so that one that was itself adopted does not stand in the way.
+    Its inputs must have had the same content (`contents`, by node name), so that one that was itself adopted does not
+    stand in the way.
     """
     parts = {name: step.parts[name] for name in ("settings", "identity")}
-    wanted = parts, _contents_by_slot(step.parts, made_from)
+    wanted = parts, _contents_by_slot(step.parts, _made_from(step, contents))
     for finished in store.of_kind(step.uses):
         provenance = finished.provenance
         parts = {name: provenance["parts"][name] for name in ("settings", "identity")}
@@ -178,11 +182,11 @@ def _contents(outcome: Outcome) -> dict[str, str]:
     return {name: finished.content for name, finished in outcome.finished.items()}
 
 
-def _made_from(step: Step, outcome: Outcome) -> MadeFrom:
-    """Return the inputs of a step as provenance records them."""
+def _made_from(step: Step, contents: Mapping[str, str]) -> MadeFrom:
+    """Return the inputs of a step as provenance records them, from the contents by node name."""
     keys = step.input_keys
     return {
-        slot: [{"node": name, "key": keys[name], "content": outcome.finished[name].content} for name in names]
+        slot: [{"node": name, "key": keys[name], "content": contents[name]} for name in names]
         for slot, names in step.inputs.items()
     }
 

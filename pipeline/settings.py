@@ -4,7 +4,7 @@ import json
 import textwrap
 import types
 from collections.abc import Iterator
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
@@ -32,13 +32,14 @@ def stage_lines(package: str, name: str) -> Iterator[str]:
 
 def _settings(config: type[BaseConfig], indent: str) -> Iterator[str]:
     for name, field in config.model_fields.items():
-        given = f" = {_default(field)}" if not field.is_required() else "  (needed)"
-        yield f"{indent}{name}: {_type(field.annotation)}{given}"
+        nested = _models(field.annotation)
+        given = "  (needed)" if field.is_required() else "" if nested else f" = {_default(field)}"
+        yield f"{indent}{name}: {_type(field.annotation)}{_limits(field.metadata)}{given}"
         if field.description:
             inner = f"{indent}    "
             yield from textwrap.wrap(field.description, _WIDTH, initial_indent=inner, subsequent_indent=inner)
-        for nested in _models(field.annotation):
-            yield from _settings(nested, f"{indent}  ")
+        for model in nested:
+            yield from _settings(model, f"{indent}  ")
         for kind in _kinds(field.annotation):
             yield from _choices(kind, f"{indent}  ")
 
@@ -77,11 +78,23 @@ def _kinds(annotation: Any) -> list[type]:
     return [get_args(part)[0] for part in _parts(annotation) if get_origin(part) is Choice]
 
 
+def _limits(metadata: list[Any]) -> str:
+    """Return the limits of a number as ` (> 0, <= 4)`, or nothing."""
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    given = ((sign, getattr(item, name, None)) for item in metadata for name, sign in signs.items())
+    found = [f"{sign} {limit}" for sign, limit in given if limit is not None]
+    return f" ({', '.join(found)})" if found else ""
+
+
 def _type(annotation: Any) -> str:
     """Return a type as YAML's writer thinks of it."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Choice:
         return f"one of {', '.join(lookup.names(f'{arguments[0].__module__}s'))}, or a path"
+    if origin is Annotated:
+        return _type(arguments[0]) + _limits(arguments[1].metadata if isinstance(arguments[1], FieldInfo) else [])
+    if isinstance(annotation, type) and issubclass(annotation, BaseConfig):
+        return "settings"
     if origin in (Union, types.UnionType):
         return " or ".join(_type(part) for part in arguments)
     if annotation is type(None):

@@ -19,6 +19,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pipeline import lookup
 from pipeline.artifact import Artifact
 from pipeline.config import BaseConfig
+from pipeline.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Stage:
 def find(package: str, uses: str) -> Stage:
     """Return the stage of a name, or of a path to a user's own file.
 
-    Raises UserError when there is none, TypeError when the module is not a stage.
+    Raises UserError when there is none or the file is not a stage.
     """
     if lookup.is_path(uses):
         return _read(Path(uses).stem, lookup.from_path(uses))
@@ -96,11 +97,11 @@ def find(package: str, uses: str) -> Stage:
 def _read(name: str, module: ModuleType) -> Stage:
     config, run = getattr(module, "Config", None), getattr(module, "run", None)
     if not (isinstance(config, type) and issubclass(config, BaseConfig)) or not inspect.isfunction(run):
-        raise TypeError(f"{module.__file__}: a stage is a `class Config(BaseConfig)` and a function `run`")
+        raise UserError(f"{module.__file__}: a stage is a `class Config(BaseConfig)` and a function `run`")
     hints = get_type_hints(run)
     produces = hints.get("return")
     if not (isinstance(produces, type) and issubclass(produces, Artifact)):
-        raise TypeError(f"{module.__file__}: run must say which Artifact it returns, says {produces!r}")
+        raise UserError(f"{module.__file__}: run must say which Artifact it returns, says {produces!r}")
     parameters = inspect.signature(run).parameters.values()
     slots = {p.name: _slot(p.name, hints.get(p.name), module) for p in parameters if p.kind is p.KEYWORD_ONLY}
     return Stage(name, module, config, slots, produces, bool(getattr(module, "RESUMES", False)))
@@ -113,5 +114,5 @@ def _slot(name: str, hint: Any, module: ModuleType) -> Slot:
     kinds = get_args(element) if union else (element,)
     artifacts = tuple(kind for kind in kinds if kind is not types.NoneType)
     if not artifacts or not all(isinstance(kind, type) and issubclass(kind, Artifact) for kind in artifacts):
-        raise TypeError(f"{module.__file__}: run's '{name}' must be an Artifact, one or None, or a list; is {hint!r}")
+        raise UserError(f"{module.__file__}: run's '{name}' must be an Artifact, one or None, or a list; is {hint!r}")
     return Slot(name, artifacts, many, optional=len(artifacts) < len(kinds))

@@ -103,8 +103,9 @@ class Store:
 
     def directories(self) -> list[Path]:
         """Return the directories of all artifacts and of all that are partial."""
-        found = [*self.root.glob("*"), *self.root.glob(".partial/*")]
-        return sorted(path for path in found if path.is_dir() and not path.is_symlink() and "-" in path.name)
+        found = [path for path in self.root.glob("*") if _NAME.fullmatch(path.name)]
+        found += [path for path in self.root.glob(".partial/*") if _NAME.fullmatch(path.name.partition(".")[0])]
+        return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
     @contextmanager
     def lock(self, name: str, waiting: Callable[[], None] | None) -> Iterator[bool]:
@@ -232,7 +233,7 @@ def _rename_over(source: Path, target: Path) -> None:
     if (
         exchange is None or exchange(*flags) != 0
     ):  # another system, or a file system that cannot: a moment without either
-        old = source.with_suffix(".old")
+        old = source.with_name(f"{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
         source.rename(target)
