@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -89,11 +89,10 @@ class TrainingTask(Protocol):
 
 @dataclass
 class Fitted:
-    """What a training left: its length, the seconds spent in steps (not in validation), and AP while training."""
+    """What a training left: its length, and the seconds spent in steps (not in loading or validation)."""
 
     iterations: int
     seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 class Trainer:
@@ -148,8 +147,7 @@ class Trainer:
                     sums = {}
                 every = self.config.validate_every
                 if evaluate and every and (done % every == 0 or done == self.iterations):
-                    self.fitted.history.append({"step": done, **evaluate(self._kept())})
-                    metrics.write(done, **self.fitted.history[-1])
+                    metrics.write(done, **evaluate(self._kept()))
                 if done % self.config.checkpoint_every == 0 or done == self.iterations:
                     self._save()
                 advance(1, loss=sum(values.values()))
