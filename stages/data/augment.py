@@ -14,6 +14,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms  # type: ignore[import-untyped]
@@ -54,6 +55,7 @@ def place(sample: Sample, spec: ImageSpec, config: AugmentConfig, rng: np.random
 
     A box with a side below one pixel, or of which less than a tenth remains in view, is left out.
     """
+    # Pixels are moved by NumPy: torch would wake its threads for a copy of 50 kB, and on a busy machine wait for them.
     original = sample.image.height, sample.image.width
     scale = float(rng.choice(config.scales))
     fitted = spec.content_size(*original)
@@ -63,26 +65,28 @@ def place(sample: Sample, spec: ImageSpec, config: AugmentConfig, rng: np.random
     top, left = (int(rng.integers(f - s, endpoint=True)) for f, s in zip(full, size, strict=True))
     content_CHW = resized_CHW[:, top : top + size[0], left : left + size[1]]
     # Boxes stay unclipped until the end: what share of one is in view is known only then.
-    factor = torch.tensor([full[1] / original[1], full[0] / original[0]] * 2)
-    boxes_N4 = sample.boxes_N4 * factor - torch.tensor([left, top, left, top])
+    factor = np.asarray([full[1] / original[1], full[0] / original[0]] * 2)
+    boxes_N4 = sample.boxes_N4.numpy() * factor - [left, top, left, top]
     if rng.random() < config.flip:
         content_CHW = transforms.horizontal_flip(content_CHW)
-        boxes_N4 = boxes_N4[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor([size[1], 0, size[1], 0])
+        boxes_N4 = boxes_N4[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [size[1], 0, size[1], 0]
     reach = min(config.shift, size[0] - 1, size[1] - 1)
     if reach:
         down, right = (int(d) for d in rng.integers(-reach, reach, 2, endpoint=True))
-        wider_CHW = transforms.pad(content_CHW, [reach] * 4, padding_mode="reflect")
-        content_CHW = wider_CHW[:, reach - down :, reach - right :][:, : size[0], : size[1]]
-        boxes_N4 = boxes_N4 + torch.tensor([right, down, right, down])
-    boxes_N4, kept_N = _in_view(boxes_N4, size)
-    image_CHW = torch.tensor(spec.pad_rgb, dtype=torch.uint8)[:, None, None].repeat(1, spec.height, spec.width)
-    image_CHW[:, : size[0], : size[1]] = content_CHW
-    return Placed(image_CHW, boxes_N4, sample.labels_N[kept_N], size)
+        wider_CHW = np.pad(content_CHW.numpy(), ((0, 0), (reach, reach), (reach, reach)), mode="reflect")
+        content_CHW = torch.from_numpy(wider_CHW)[:, reach - down :, reach - right :][:, : size[0], : size[1]]
+        boxes_N4 = boxes_N4 + np.asarray([right, down, right, down])
+    boxes_N4, kept = _in_view(boxes_N4, size)
+    canvas_CHW = np.empty((3, spec.height, spec.width), np.uint8)
+    canvas_CHW[:] = np.asarray(spec.pad_rgb, np.uint8)[:, None, None]
+    canvas_CHW[:, : size[0], : size[1]] = content_CHW.numpy()
+    labels_N = sample.labels_N[torch.from_numpy(kept)]
+    return Placed(torch.from_numpy(canvas_CHW), torch.from_numpy(boxes_N4.astype(np.float32)), labels_N, size)
 
 
-def _in_view(boxes_N4: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _in_view(boxes_N4: NDArray[np.float64], size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Boxes clipped to the content, without those of which too little is left; and which those are not."""
-    clipped_N4 = boxes_N4.clamp(min=0).minimum(torch.tensor([size[1], size[0]] * 2))
+    clipped_N4 = boxes_N4.clip(0, [size[1], size[0]] * 2)
     sides_N2, before_N2 = clipped_N4[:, 2:] - clipped_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]
     kept_N = (sides_N2 >= MIN_SIDE_PX).all(1) & (sides_N2.prod(1) >= MIN_VISIBLE * before_N2.prod(1))
     return clipped_N4[kept_N], kept_N
