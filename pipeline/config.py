@@ -154,6 +154,8 @@ class _External(os.PathLike[str]):
 
     def _nearest(self) -> str:
         """Walk up to the first folder that exists and say what there is instead."""
+        if self.path.exists():
+            return "; it is a folder" if self.path.is_dir() else "; it is a file"
         missing = self.path
         while not missing.parent.is_dir():
             missing = missing.parent

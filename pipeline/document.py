@@ -61,8 +61,8 @@ def parse(text: str, where: str) -> tuple[Any, list[str]]:
 
     Raises ConfigError when it is not YAML at all.
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         values = loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

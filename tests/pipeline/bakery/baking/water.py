@@ -1,0 +1,3 @@
+"""How much water."""
+
+WATER = 0.7
