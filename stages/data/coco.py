@@ -11,7 +11,6 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -94,8 +93,3 @@ class CocoSplit(Dataset[Sample]):
         part._boxes, part._labels = self._boxes[np.concatenate(rows)], self._labels[np.concatenate(rows)]
         part._starts = np.cumsum([0] + [len(row) for row in rows], dtype=np.int64)
         return part
-
-
-def box_counts(split: CocoSplit) -> NDArray[np.int64]:
-    """Boxes to learn from, per label."""
-    return np.bincount(split._labels, minlength=split.classes).astype(np.int64)

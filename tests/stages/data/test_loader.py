@@ -1,0 +1,92 @@
+"""Training batches: step k is the same after a resume and with any number of workers."""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from deploy.image import ImageSpec
+from stages import dataset
+from stages.data.augment import AugmentConfig
+from stages.data.coco import CocoSplit
+from stages.data.loader import Batch, training_batches
+
+SPEC = ImageSpec(64, 80, (9, 9, 9))
+AUGMENT = AugmentConfig(flip=0.5, shift=4, scales=(0.8, 1.0, 1.3))
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> CocoSplit:
+    directory: Path = tmp_path_factory.mktemp("digits")
+    config = dataset.Config.model_validate({"source": {"name": "digits", "train": 10, "val": 1}, "size": 64})
+    data = dataset.run(config, directory).placed(directory)
+    return CocoSplit(data.folder("train"), data.annotations("train"))
+
+
+def steps(split: CocoSplit, count: int, first: int = 0, workers: int = 0, seed: int = 0) -> list[Batch]:
+    """Some steps of batches of 4."""
+    return list(islice(training_batches(split, SPEC, AUGMENT, 4, seed, first, workers), count))
+
+
+def assert_equal(some: list[Batch], others: list[Batch]) -> None:
+    """Every tensor of every batch is the same."""
+    assert len(some) == len(others) > 0
+    for one, other in zip(some, others, strict=True):
+        assert torch.equal(one.images_BCHW, other.images_BCHW)
+        assert torch.equal(one.sizes_B2, other.sizes_B2)
+        assert one.image_ids == other.image_ids
+        for left, right in zip(one.boxes + one.labels, other.boxes + other.labels, strict=True):
+            assert torch.equal(left, right)
+
+
+def test_batch(split: CocoSplit) -> None:
+    (batch,) = steps(split, 1)
+    assert batch.images_BCHW.shape == (4, 3, 64, 80)
+    assert batch.images_BCHW.dtype == torch.uint8
+    assert batch.images_BCHW.is_contiguous()
+    assert batch.sizes_B2.shape == (4, 2)
+    assert batch.sizes_B2.dtype == torch.int64
+    for boxes, labels, (height, width) in zip(batch.boxes, batch.labels, batch.sizes_B2.tolist(), strict=True):
+        assert boxes.shape == (len(labels), 4)
+        assert boxes.dtype == torch.float32
+        assert labels.dtype == torch.int64
+        assert (boxes <= torch.tensor([width, height, width, height])).all()
+
+
+def test_resumed_in_the_middle_of_an_epoch(split: CocoSplit) -> None:
+    assert_equal(steps(split, 9)[4:], steps(split, 5, first=4))
+
+
+def test_workers_change_nothing(split: CocoSplit) -> None:
+    assert_equal(steps(split, 6), steps(split, 6, workers=2))
+
+
+def test_other_seed_other_batches(split: CocoSplit) -> None:
+    assert steps(split, 1)[0].image_ids != steps(split, 1, seed=1)[0].image_ids
+
+
+def test_every_image_once_an_epoch_in_ever_new_order_and_form(split: CocoSplit) -> None:
+    """10 images in batches of 4: an epoch ends inside a batch, and nothing is lost or seen twice."""
+    batches = steps(split, 5)  # two epochs
+    order = [image_id for batch in batches for image_id in batch.image_ids]
+    assert Counter(order[:10]) == Counter(order[10:]) == Counter(split.image_ids)
+    assert order[:10] != order[10:]
+    images = torch.cat([batch.images_BCHW for batch in batches])
+    again = [torch.equal(images[i], images[10 + order[10:].index(order[i])]) for i in range(10)]
+    assert not all(again)  # augmented anew
+
+
+def test_global_random_numbers_are_left_alone(split: CocoSplit) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    steps(split, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batch_larger_than_the_split(split: CocoSplit) -> None:
+    small = split.subset(3, seed=0)
+    batch = next(training_batches(small, SPEC, AUGMENT, 7, 0))
+    assert max(Counter(batch.image_ids).values()) == 3
+    assert set(batch.image_ids) == set(small.image_ids)
