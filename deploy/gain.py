@@ -3,7 +3,7 @@
 hotcoco has a bootstrap of its own (`compare`), but in 1.3.0 an image drawn twice counts once, as if a random 63 % of
 the images had been evaluated: on 300 synthetic images its standard error was .0075, equal to that of such subsets,
 against .0095 when drawn images are really copied. So the matches are taken from hotcoco and counted here, with a weight
-for how often an image was drawn.
+for how often an image was drawn: exact, but for the order of equal scores.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deploy.errors import DeployError
 
@@ -35,21 +35,19 @@ def decode(source: Path | str | bytes | Image.Image) -> Image.Image:
     if not isinstance(source, bytes | Image.Image) and not os.path.isfile(source):
         raise DeployError(f"{where}: no such image file")
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(_opened(source))
-        image.load()
-        upright = ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(source) if isinstance(source, Image.Image) else _read(source)
     except Exception as error:  # Pillow's parsers raise nearly anything on damaged bytes
-        reason = "not an image Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else str(error)
+        reason = "not an image Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DeployError(f"{where}: the image cannot be read ({reason}); replace or remove the file") from error
     return _to_rgb(upright, where)
 
 
-def _opened(source: Path | str | bytes) -> io.BytesIO:
-    # The whole file at once: no handle stays open behind a lazily loaded image.
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    with open(source, "rb") as file:
-        return io.BytesIO(file.read())
+def _read(source: Path | str | bytes) -> Image.Image:
+    # By its name where there is one: then Pillow loads one decoder; for anonymous bytes all common ones, 20 ms.
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:

@@ -49,8 +49,10 @@ class OnnxRuntime(Backend):
         if package is None or package.origin is None:
             raise DeployError("onnxruntime: it is not installed; pip install 'headstart[cpu]' (or [gpu])")
         refuse_shadowed(installed(Path(package.origin).parent.parent))
-        import onnxruntime  # type: ignore[import-untyped]
-
+        try:
+            import onnxruntime  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise DeployError(f"onnxruntime: it cannot be loaded ({error}); reinstall it for this Python") from error
         self._provider, self._threads, self._version = provider, threads or cores(), onnxruntime.__version__
         if _PROVIDERS[provider] not in onnxruntime.get_available_providers():
             raise DeployError(
