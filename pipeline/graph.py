@@ -194,9 +194,7 @@ def _left_out(
     if not lonely and not unused:
         return ""
     names = ", ".join([matrix.label(entry.name, axes) for axes in lonely] + unused)
-    return (
-        f"stages.{entry.name}.needs.{slot}: these combinations have no partner: {names}; name one node, or equal values"
-    )
+    return f"stages.{entry.name}.needs.{slot}: {names} have no partner; name one node, or give both the same values"
 
 
 def _checked(node: Node) -> list[str]:

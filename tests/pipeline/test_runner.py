@@ -1,0 +1,258 @@
+"""Running: once, in order, surviving kills, two at a time, stopping at failed gates."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+EVERYTHING = ["grind", "knead 5", "bake 2", "loaf 0", "loaf 1", "taste"]
+
+
+def wait_for(path: Path, line: str) -> None:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        if path.exists() and line in path.read_text().splitlines():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{path} never said {line}")
+
+
+def test_a_run_makes_everything_once(kitchen) -> None:
+    assert kitchen.pipeline("run", "c.yaml") == 0
+    assert kitchen.took() == EVERYTHING
+    first = kitchen.out
+    assert first.startswith("bread 2 64\n\nruns/latest/flour")
+    assert kitchen.pipeline("run", "c.yaml") == 0
+    assert kitchen.took() == []
+    assert kitchen.out == first
+    assert kitchen.artifact("bread").name.startswith("bake-")
+    provenance = json.loads((kitchen.artifact("bread") / "provenance.json").read_text())
+    assert provenance["settings"] == {"loaves": 2, "seconds": 0.0, "trouble": ""}
+    assert [fed["node"] for fed in provenance["inputs"]["dough"]] == ["dough"]
+    assert {"commit", "python", "host", "argv", "started", "seconds", "versions", "parts"} <= set(provenance)
+    log = (kitchen.artifact("bread") / "run.log").read_text()
+    assert "the oven is hot" in log
+    assert "bake: 2/2 loaf" in log
+
+
+def test_a_run_where_nothing_has_changed_imports_no_stage(kitchen) -> None:
+    assert kitchen.pipeline("run", "c.yaml") == 0
+    script = (
+        "import sys; from pipeline.__main__ import main; code = main(sys.argv[1:]);"
+        "print(code, [name for name in sys.modules if name.split('.')[0] in ('bakery', 'pydantic', 'torch', 'yaml')])"
+    )
+    for command in (["run", "c.yaml"], ["plan", "c.yaml"]):
+        process = kitchen.command(*command)
+        ran = subprocess.run([process[0], "-c", script, *process[3:]], capture_output=True, text=True, check=True)
+        assert ran.stdout.splitlines()[-1] == "0 []"
+
+
+def test_only_what_changed_runs_again(kitchen) -> None:
+    kitchen.pipeline("run", "c.yaml")
+    kitchen.took()
+    assert kitchen.pipeline("run", "c.yaml", "--set", "stages.bread.loaves=1") == 0
+    assert kitchen.took() == ["bake 1", "loaf 0", "taste"]
+    assert kitchen.pipeline("run", "c.yaml") == 0
+    assert kitchen.took() == []  # the older results are still there
+    kitchen.edit("taste.py", '"\\n".join(lines)', '"; ".join(lines)')
+    assert kitchen.pipeline("run", "c.yaml") == 0
+    assert kitchen.took() == ["taste"]
+
+
+def test_to_runs_a_stage_and_what_feeds_it(kitchen) -> None:
+    assert kitchen.pipeline("run", "c.yaml", "--to", "dough") == 0
+    assert kitchen.took() == ["grind", "knead 5"]
+    assert kitchen.pipeline("run", "c.yaml", "--to", "dugh", "--to", "dough[x=1]") == 2
+    assert kitchen.err.splitlines() == [
+        "--to dugh: no such stage; did you mean 'dough'?",
+        "--to dough[x=1]: no such stage; did you mean 'dough'?",
+    ]
+
+
+def test_force_replaces_and_what_came_out_equal_is_kept(kitchen) -> None:
+    kitchen.pipeline("run", "c.yaml")
+    kitchen.took()
+    before = kitchen.artifact("dough").stat().st_ino
+    assert kitchen.pipeline("run", "c.yaml", "--force", "dough") == 0
+    assert kitchen.took() == ["knead 5"]  # the same dough: bread and verdict stay
+    assert kitchen.artifact("dough").stat().st_ino != before
+    assert kitchen.pipeline("run", "c.yaml", "--force", "bread") == 0
+    assert kitchen.took() == ["bake 2", "loaf 0", "loaf 1"]  # from the beginning, though the stage resumes
+
+
+def test_force_with_another_result_makes_what_hangs_on_it_again(kitchen) -> None:
+    source = "import time\nfrom pathlib import Path\n"
+    kitchen.edit("grind.py", "from pathlib import Path\n", source)
+    kitchen.edit(
+        "grind.py", '"." * config.grams)', '"." * config.grams); (directory / "t").write_text(str(time.time()))'
+    )
+    kitchen.pipeline("run", "c.yaml")
+    kitchen.took()
+    assert kitchen.pipeline("run", "c.yaml", "--force", "flour", "--to", "flour") == 0
+    assert kitchen.took() == ["grind"]
+    kitchen.pipeline("plan", "c.yaml")
+    assert kitchen.out.splitlines()[-1].startswith(
+        "3 done, 1 to run"
+    )  # dough is stale; what follows it depends on how dough comes out
+    assert kitchen.pipeline("run", "c.yaml") == 0
+    assert kitchen.took() == ["knead 5"]
+
+
+def test_what_older_code_made_is_kept_on_request_and_recorded(kitchen) -> None:
+    kitchen.pipeline("run", "c.yaml")
+    old = kitchen.artifact("dough")
+    kitchen.took()
+    kitchen.edit("baking/water.py", "0.7", "0.8")
+    kitchen.pipeline("plan", "c.yaml")
+    assert "its code changed: --keep-older-code dough" in kitchen.out
+    assert kitchen.pipeline("run", "c.yaml", "--keep-older-code", "dough") == 0
+    assert kitchen.took() == ["bake 2", "loaf 0", "loaf 1", "taste"]  # the code of these has not changed: keys have
+    kept = kitchen.artifact("dough")
+    provenance = json.loads((kept / "provenance.json").read_text())
+    assert kept != old
+    assert provenance["adopted_from"]["key"][:16] == old.name[-16:]
+    assert kitchen.pipeline("run", "c.yaml") == 0  # from now on without the option
+    assert kitchen.took() == []
+    kitchen.pipeline("show", "c.yaml", "dough")
+    assert f"from older code, {old.name[-16:]}" in kitchen.out
+
+
+def test_keeping_older_code_goes_along_a_chain_but_not_over_other_settings(kitchen) -> None:
+    kitchen.pipeline("run", "c.yaml")
+    kitchen.took()
+    kitchen.edit("baking/water.py", "0.7", "0.8")
+    kitchen.edit("bake.py", "loaf-{i}", "bread-{i}")
+    options = [word for stage in ("dough", "bread", "verdict") for word in ("--keep-older-code", stage)]
+    assert kitchen.pipeline("run", "c.yaml", *options) == 0
+    assert kitchen.took() == []
+    assert kitchen.pipeline("run", "c.yaml", *options, "--set", "stages.dough.minutes=6") == 0
+    assert kitchen.took() == ["knead 6", "bake 2", "loaf 0", "loaf 1", "taste"]
+
+
+def test_a_failed_gate_is_published_stops_what_follows_and_exits_3_every_time(kitchen) -> None:
+    kitchen.write("c.yaml", (kitchen.folder / "c.yaml").read_text() + "  sell: {}\n")
+    for took in ([*EVERYTHING], []):
+        assert kitchen.pipeline("run", "c.yaml", "--set", "stages.verdict.min_loaves=3") == 3
+        assert kitchen.took() == took
+        assert "failed: verdict: bread has too few" in kitchen.err
+        assert "sell: not made, because a gate before it failed" in kitchen.out
+    kitchen.pipeline("plan", "c.yaml", "--set", "stages.verdict.min_loaves=3")
+    assert "4 done, 0 to run, 1 left out" in kitchen.out
+    assert kitchen.pipeline("run", "c.yaml") == 0
+    assert kitchen.took() == ["taste", "sell"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code", "message"),
+    [
+        ("data", 2, "bread: grain: mouldy; buy another"),
+        ("proof", 3, "bread: the loaf is raw"),
+        ("disk", 2, "bread: the disk is full at loaf.txt; nothing finished was lost"),
+    ],
+)
+def test_a_stage_that_refuses_publishes_nothing_and_keeps_its_partial(kitchen, trouble, code, message) -> None:
+    assert kitchen.pipeline("run", "c.yaml", "--set", f"stages.bread.trouble={trouble}") == code
+    assert kitchen.err.splitlines()[-1].startswith(message)
+    assert kitchen.took() == EVERYTHING[:4]
+    assert kitchen.made() == ["grind", "knead"]
+    kitchen.pipeline("run", "c.yaml", "--set", f"stages.bread.trouble={trouble}")
+    assert kitchen.took() == ["bake 2"]  # the first loaf is still there
+    (partial,) = (kitchen.folder / "runs/.partial").glob("bake-*/run.log")
+    assert "the oven is hot" in partial.read_text()
+
+
+def test_a_bug_keeps_its_traceback_and_names_the_node(kitchen) -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        kitchen.pipeline("run", "c.yaml", "--set", "stages.bread.trouble=bug")
+    assert "while running the node bread" in caught.value.__notes__[0]
+    (log,) = (kitchen.folder / "runs/.partial").glob("bake-*/run.log")
+    assert "ZeroDivisionError: oops" in log.read_text()
+    process = kitchen.start("run", "c.yaml", "--set", "stages.bread.trouble=bug")
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, "Traceback" in err) == (1, True)
+
+
+def test_a_result_of_another_type_is_a_bug(kitchen) -> None:
+    kitchen.edit("grind.py", "return Flour(grams=config.grams)", "return 3")
+    with pytest.raises(TypeError, match=r"grind.run returned 3, not a Flour"):
+        kitchen.pipeline("run", "c.yaml")
+    assert kitchen.made() == []
+
+
+def test_damage_is_repaired_by_making_it_again(kitchen) -> None:
+    kitchen.pipeline("run", "c.yaml")
+    (kitchen.artifact("flour") / "flour.txt").unlink()
+    kitchen.took()
+    assert kitchen.pipeline("run", "c.yaml") == 0
+    assert kitchen.took() == ["grind"]
+    assert "flour.txt is missing; it is made again" in kitchen.err
+    assert (kitchen.artifact("flour") / "flour.txt").exists()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_no_artifact_and_goes_on(kitchen, stop: signal.Signals) -> None:
+    options = ["--set", "stages.bread.loaves=3", "--set", "stages.bread.seconds=0.3"]
+    process = kitchen.start("run", "c.yaml", *options)
+    wait_for(kitchen.diary, "loaf 0")
+    process.send_signal(stop)
+    _, err = process.communicate(timeout=20)
+    assert kitchen.made() == ["grind", "knead"]
+    if stop is signal.SIGKILL:
+        assert process.returncode == -9
+    else:
+        assert process.returncode == 130
+        assert err.splitlines()[-1] == "interrupted; what is finished stays, the same command continues"
+        assert "Traceback" not in err
+    before = kitchen.took()
+    assert kitchen.pipeline("run", "c.yaml", *options) == 0
+    took = kitchen.took()
+    assert took[0] == "bake 3"
+    assert sorted(line for line in before + took if line.startswith("loaf")) == ["loaf 0", "loaf 1", "loaf 2"]
+    assert "bread: going on with bake" in kitchen.err
+
+
+def test_a_stage_that_does_not_resume_begins_again(kitchen) -> None:
+    kitchen.edit("bake.py", "RESUMES = True", "")
+    for _ in range(2):
+        assert kitchen.pipeline("run", "c.yaml", "--set", "stages.bread.trouble=data") == 2
+        assert "loaf 0" in kitchen.took()
+
+
+def test_two_runs_in_one_store_do_the_work_once(kitchen) -> None:
+    options = ["--set", "stages.bread.seconds=0.4"]
+    first = kitchen.start("run", "c.yaml", *options)
+    wait_for(kitchen.diary, "bake 2")
+    second = kitchen.start("run", "c.yaml", *options)
+    outs = [process.communicate(timeout=30) for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert kitchen.took() == EVERYTHING
+    assert "waiting for another run that makes bake-" in outs[1][1]
+    assert outs[0][0] == outs[1][0]
+
+
+def test_the_lock_of_a_killed_run_is_free(kitchen) -> None:
+    first = kitchen.start("run", "c.yaml", "--set", "stages.bread.seconds=30")
+    wait_for(kitchen.diary, "bake 2")
+    second = kitchen.start("run", "c.yaml", "--set", "stages.bread.seconds=30")
+    time.sleep(0.2)
+    first.kill()
+    first.communicate()
+    until = time.monotonic() + 20
+    while kitchen.diary.read_text().count("bake 2") < 2:  # the second takes over
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    second.kill()
+    second.communicate()
+
+
+def test_matrix_results_are_labelled_and_linked(kitchen) -> None:
+    text = (kitchen.folder / "c.yaml").read_text().replace("{uses: bake}", "{uses: bake, matrix: {loaves: [1, 2]}}")
+    kitchen.write("c.yaml", text)
+    assert kitchen.pipeline("run", "c.yaml", "--to", "bread[loaves=2]") == 0
+    assert sorted(os.listdir("runs/latest")) == ["bread[loaves=2]", "dough", "flour"]
+    assert kitchen.pipeline("run", "c.yaml") == 0
+    assert kitchen.out.startswith("bread[loaves=1] 1 64\nbread[loaves=2] 2 64\n")
