@@ -62,7 +62,13 @@ def run(config: Config, directory: Path, *, data: Dataset, models: list[Exported
             )
         )
         total = found["steps"]["end_to_end"]
-        logger.info("%-28s p50 %s ms  p99 %s ms%s", model.name, total["p50"], total["p99"], "" if found["reliable"] else "  UNRELIABLE: " + "; ".join(found["reasons"]))
+        logger.info(
+            "%-28s p50 %s ms  p99 %s ms%s",
+            model.name,
+            total["p50"],
+            total["p99"],
+            "" if found["reliable"] else "  UNRELIABLE: " + "; ".join(found["reasons"]),
+        )
     return LatencyReport(rows=tuple(rows))
 
 

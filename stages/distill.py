@@ -57,7 +57,9 @@ def run(config: Config, directory: Path, *, data: Dataset, teacher: Checkpoint |
         guide.to(device_of(config))
     fitted = train(task, config, data, directory, lambda kept: average_precision(kept, data))
     if guide and checksum(guide) != before:
-        raise PipelineError("distill: the teacher's weights changed while it taught; a method trains what it must only read")
+        raise PipelineError(
+            "distill: the teacher's weights changed while it taught; a method trains what it must only read"
+        )
     task.cpu()
     if guide:
         guide.cpu()

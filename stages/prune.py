@@ -51,7 +51,9 @@ def run(config: Config, directory: Path, *, checkpoint: DistilledCheckpoint, dat
     )
     for name, count in removed.items():
         logger.info("removed %-28s %10d numbers", name, count)
-    logger.info("proof: a fresh process reproduced %d images bit for bit from %d parameters", proof.probes, proof.parameters)
+    logger.info(
+        "proof: a fresh process reproduced %d images bit for bit from %d parameters", proof.probes, proof.parameters
+    )
     return Checkpoint(
         detector=checkpoint.detector,
         classes=checkpoint.classes,
@@ -68,7 +70,11 @@ def run(config: Config, directory: Path, *, checkpoint: DistilledCheckpoint, dat
 
 def leaks(state: dict[str, Tensor], student: dict[str, Tensor], plain: dict[str, Tensor]) -> list[str]:
     """What a student built from its settings alone would not have, lacks, or has in another shape."""
-    problems = [f"{key} belongs neither to the student nor to a method" for key in state if key.split(".")[0] not in ("student", "methods")]
+    problems = [
+        f"{key} belongs neither to the student nor to a method"
+        for key in state
+        if key.split(".")[0] not in ("student", "methods")
+    ]
     problems += [f"{key} is no tensor of the student" for key in student if key not in plain]
     problems += [f"the student's {key} is missing" for key in plain if key not in student]
     problems += [

@@ -54,7 +54,9 @@ def run(
     contract = Contract.from_json(json.dumps(model.contract))
     measured = next((row for part in accuracy for row in part.rows if row.sha256 == model.sha256), None)
     if measured is None:
-        raise UserError(f"release: no AP was measured on {model.name} (sha256 {model.sha256[:12]}); wire its validate stage")
+        raise UserError(
+            f"release: no AP was measured on {model.name} (sha256 {model.sha256[:12]}); wire its validate stage"
+        )
     timed = next((row for part in latency for row in part.rows if row.sha256 == model.sha256), None)
     sample = first_sample(model, data, contract) if config.sample else None
     made = bundle.write(
@@ -113,6 +115,8 @@ def card(
 ) -> str:
     """The model card, as the Hugging Face hub reads it."""
     ap, ap50 = measured.statistics["ap"], measured.statistics["ap50"]
+    shown = ", ".join(data.classes[:12]) + (", ..." if len(data.classes) > 12 else "")
+    size, pad = f"{contract.image.height}x{contract.image.width}", list(contract.image.pad_rgb)
     lines = [
         "---",
         f"license: {config.licence}",
@@ -121,19 +125,21 @@ def card(
         "---",
         f"# {config.name}",
         "",
-        f"An object detector for {len(data.classes)} classes ({', '.join(data.classes[:12])}{', ...' if len(data.classes) > 12 else ''}).",
-        f"ONNX, {model.precision}, {model.parameters:,} parameters, {model.flops / 1e9:.2f} GFLOPs an image, {model.bytes / 1e6:.2f} MB.",
+        f"An object detector for {len(data.classes)} classes ({shown}).",
+        f"ONNX, {model.precision}, {model.parameters:,} parameters, {model.flops / 1e9:.2f} GFLOPs an image, "
+        f"{model.bytes / 1e6:.2f} MB.",
         "",
         "## Measured on this very file",
         "",
-        f"- AP {number(ap)}, AP50 {number(ap50)} (COCO, {measured.images} validation images, {measured.evaluator}, {measured.backend})",
+        f"- AP {number(ap)}, AP50 {number(ap50)} (COCO, {measured.images} validation images, {measured.evaluator}, "
+        f"{measured.backend})",
     ]
     if timed:
         total = timed.steps["end_to_end"]
         doubt = "" if timed.reliable else " - UNRELIABLE: " + "; ".join(timed.evidence["reasons"])
         lines.append(
-            f"- latency of one image, file to detections: p50 {number(total['p50'], 2)} ms, p99 {number(total['p99'], 2)} ms on "
-            f"{timed.machine['cpu']}, {timed.threads} threads{doubt}"
+            f"- latency of one image, file to detections: p50 {number(total['p50'], 2)} ms, "
+            f"p99 {number(total['p99'], 2)} ms on {timed.machine['cpu']}, {timed.threads} threads{doubt}"
         )
     lines += [
         f"- parity with PyTorch: {model.parity.sentence}",
@@ -146,9 +152,9 @@ def card(
         "deploy verify .",
         "```",
         "",
-        f"Images: RGB uint8, resized with antialias to fit {contract.image.height}x{contract.image.width} (height x width), placed top left, the rest "
-        f"filled with {list(contract.image.pad_rgb)}. The graph normalises and decodes; NMS at IoU {contract.nms_iou} is done by the "
-        f"{contract.nms}. Deployment threshold {contract.score_threshold}; AP was measured from {contract.evaluation_score_threshold}.",
+        f"Images: RGB uint8, resized with antialias to fit {size} (height x width), placed top left, the rest filled with "
+        f"{pad}. The graph normalises and decodes; NMS at IoU {contract.nms_iou} is done by the {contract.nms}.",
+        f"Deployment threshold {contract.score_threshold}; AP was measured from {contract.evaluation_score_threshold}.",
         "",
         "## Data",
         "",

@@ -53,7 +53,13 @@ def _stages(name: BackboneName, norm: Callable[..., nn.Module]) -> tuple[nn.Modu
 def _freeze(network: nn.Module, name: BackboneName, trainable: int) -> None:
     """Only the last `trainable` of the five parts (stem, four stages) learn."""
     if name == "mobilenet_v2":
-        parts = [["0", "1"], ["2", "3"], ["4", "5", "6"], [str(i) for i in range(7, 14)], [str(i) for i in range(14, 19)]]
+        parts = [
+            ["0", "1"],
+            ["2", "3"],
+            ["4", "5", "6"],
+            [str(i) for i in range(7, 14)],
+            [str(i) for i in range(14, 19)],
+        ]
     else:
         parts = [["conv1", "bn1", "stem"], ["layer1"], ["layer2"], ["layer3"], ["layer4"]]
     frozen = {child for part in parts[: 5 - trainable] for child in part}
@@ -63,7 +69,12 @@ def _freeze(network: nn.Module, name: BackboneName, trainable: int) -> None:
 
 
 def pyramid(
-    name: BackboneName, finest: int, neck_channels: int, extra_levels: int, norm: Literal["frozen", "batch"], trainable: int
+    name: BackboneName,
+    finest: int,
+    neck_channels: int,
+    extra_levels: int,
+    norm: Literal["frozen", "batch"],
+    trainable: int,
 ) -> tuple[BackboneWithFPN, tuple[int, ...]]:
     """A backbone with its FPN, and the strides of the levels.
 
@@ -110,5 +121,7 @@ def load_imagenet(model: BackboneWithFPN, file: Path) -> None:
     own = model.body.state_dict()
     missing = [k for k, v in own.items() if "num_batches" not in k and (k not in state or state[k].shape != v.shape)]
     if missing:
-        raise ValueError(f"{file}: {len(missing)} of {len(own)} backbone tensors are not in it or have another shape, {missing[:3]} first")
+        raise ValueError(
+            f"{file}: {len(missing)} of {len(own)} backbone tensors are not in it or have another shape, {missing[:3]} first"
+        )
     model.body.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pipeline.config import BaseConfig
 
 if TYPE_CHECKING:
+    from stages.detection.dense_head import DenseHead
     from stages.detection.roi_head import RoIHead
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -209,7 +210,7 @@ class DenseDetector(Detector):
     """A detector whose head speaks of every anchor; `head` holds towers and output convolutions as named modules."""
 
     exportable = True
-    head: nn.Module
+    head: DenseHead
     per_cell: int  # anchors of a cell
     tower_channels: int  # of `class_tower`
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def class_agnostic_proposals(
     for count in anchors.per_level:
         starts.append(starts[-1] + count)
     kept, levels = [], []
-    for number, (begin, end) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for number, (begin, end) in enumerate(pairwise(starts)):
         top = scores_BA[:, begin:end].topk(min(settings.before_nms, end - begin), dim=1).indices + begin
         kept.append(top)
         levels.append(torch.full_like(top[0], number))

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.ops import roi_align
 
 from pipeline.config import BaseConfig
 from stages.detection.detector import RoIActivations, RoIs, at_least_single
+from stages.detection.roi_align import align_rois
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # standard deviations .1 .1 .2 .2 of the deltas
 
@@ -59,14 +59,14 @@ class RoIHead(nn.Module):
     def pool(self, levels: tuple[Tensor, ...], rois: RoIs) -> Tensor:
         """(M, C, resolution, resolution) by RoIAlign, each RoI from its level."""
         config, used = self.config, levels[: len(self.strides)]
-        boxes_M5 = torch.cat([rois.image_M[:, None].to(rois.boxes_M4.dtype), rois.boxes_M4], 1).to(used[0].dtype)
         level_M = roi_level(rois.boxes_M4, config.finest_scale, len(used))
         side = config.resolution
-        pooled = used[0].new_zeros((len(boxes_M5), used[0].shape[1], side, side))
+        pooled = used[0].new_zeros((len(level_M), used[0].shape[1], side, side))
         for number, (level, stride) in enumerate(zip(used, self.strides, strict=True)):
             rows = torch.where(level_M == number)[0]
             if len(rows):
-                found = roi_align(level, boxes_M5[rows], side, 1 / stride, config.sampling_ratio, config.aligned)
+                image, boxes = rois.image_M[rows], rois.boxes_M4[rows]
+                found = align_rois(level, image, boxes, side, stride, config.sampling_ratio, config.aligned)
                 pooled = pooled.index_copy(0, rows, found.to(pooled.dtype))
         return pooled
 

@@ -17,5 +17,5 @@ class PerAnchorLinear(nn.Module):
 
     def forward(self, x_MC: Tensor, anchor_M: Tensor) -> Tensor:
         """(M, inside) and the anchor of each row to (M, outside)."""
-        split = self.linear(x_MC).view(len(x_MC), self.anchors, -1)
+        split: Tensor = self.linear(x_MC).view(len(x_MC), self.anchors, -1)
         return split[torch.arange(len(x_MC), device=x_MC.device), anchor_M % self.anchors]

@@ -21,7 +21,6 @@ from stages.detection.detector import Detector, Features, Predictions, ProposalS
 from stages.detection.proposals import SamplingSettings, sample_rois
 from stages.training.clock import Clock
 
-
 Record = TypeVar("Record")
 
 

@@ -17,7 +17,10 @@ class DistillationTask(nn.Module):
     train mode. Without methods this is plain training: the control."""
 
     def __init__(
-        self, student: Detector, teacher: Detector | None = None, methods: Mapping[str, DistillationMethod] | None = None
+        self,
+        student: Detector,
+        teacher: Detector | None = None,
+        methods: Mapping[str, DistillationMethod] | None = None,
     ) -> None:
         super().__init__()
         self.student = student

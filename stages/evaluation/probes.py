@@ -56,7 +56,16 @@ def replay(settings: dict[str, Any], classes: int, weights: Path, probes: Path, 
     """
     request, answer = directory / "replay.json", directory / "replayed.json"
     request.write_text(json.dumps({"settings": settings, "classes": classes}))
-    command = [sys.executable, "-P", "-m", "stages.evaluation.probes", str(request), str(weights), str(probes), str(answer)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "stages.evaluation.probes",
+        str(request),
+        str(weights),
+        str(probes),
+        str(answer),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=None)
     if done.returncode:
         raise RuntimeError(f"the fresh process failed:\n{done.stderr.strip()}")

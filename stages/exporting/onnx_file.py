@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -106,13 +108,13 @@ def trace_initialisers(written: onnx.ModelProto, model: Detector, images_BHWC: T
     return len(written.graph.initializer)
 
 
-def _says_nothing(array: np.ndarray) -> bool:  # type: ignore[type-arg]
+def _says_nothing(array: NDArray[Any]) -> bool:
     """Shapes and axes (up to eight integers), and fills of one value."""
     if array.dtype.kind in "iub" and array.size <= 8:
         return True
     return array.size == 0 or bool((array == array.flat[0]).all())
 
 
-def _content(array: np.ndarray) -> tuple[str, bytes]:  # type: ignore[type-arg]
+def _content(array: NDArray[Any]) -> tuple[str, bytes]:
     """Values whatever the shape: exporters add and drop axes of length one."""
     return array.dtype.str, np.ascontiguousarray(array).tobytes()

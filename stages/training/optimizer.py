@@ -48,7 +48,9 @@ def rate(config: OptimizerConfig, iteration: int, iterations: int) -> float:
     return float(config.lr * 0.1**drops)
 
 
-def make_optimizer(config: OptimizerConfig, groups: Sequence[tuple[list[nn.Parameter], float]]) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: OptimizerConfig, groups: Sequence[tuple[list[nn.Parameter], float]]
+) -> torch.optim.Optimizer:
     """An optimizer over (parameters, share of the learning rate) groups."""
     described = [{"params": parameters, "scale": scale} for parameters, scale in groups]
     if config.name == "sgd":

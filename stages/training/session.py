@@ -54,16 +54,17 @@ def train(
     spec = data.image_spec()
 
     def batches(first_step: int) -> Iterator[tuple[Tensor, Targets]]:
-        made = training_batches(
-            split, spec, config.augment, config.batch_size, config.seed, first_step, config.workers
-        )
+        made = training_batches(split, spec, config.augment, config.batch_size, config.seed, first_step, config.workers)
         for batch in made:
             sizes = [(int(height), int(width)) for height, width in batch.sizes_B2.tolist()]
             yield batch.images_BCHW, Targets(batch.boxes, batch.labels, sizes)
 
     trainer = Trainer(task, config, max(1, len(split) // config.batch_size), directory)
     logger.info(
-        "%d iterations of %d images, %d labelled images, on %s", trainer.iterations, config.batch_size, len(split),
+        "%d iterations of %d images, %d labelled images, on %s",
+        trainer.iterations,
+        config.batch_size,
+        len(split),
         trainer.fabric.device,
     )
     return trainer.fit(batches, evaluate)

@@ -94,10 +94,8 @@ class FasterRCNN(RoIDetector):
         found = class_agnostic_proposals(
             objectness_BA.detach(), boxes, anchors, sizes, ProposalSettings(count, 0.7, count)
         )
-        if targets is None:
-            rois = unlabelled_rois(found)
-        else:
-            rois = sample_rois(found, targets, SamplingSettings(self.config.rois))
+        sampling = SamplingSettings(self.config.rois)
+        rois = unlabelled_rois(found) if targets is None else sample_rois(found, targets, sampling)
         return RoIPredictions(objectness_BA, deltas_BA4, anchors, found, rois, self.roi_head(features, rois))
 
     def loss(self, predictions: RoIPredictions, targets: Targets) -> dict[str, Tensor]:
@@ -154,5 +152,3 @@ class FasterRCNN(RoIDetector):
                 key = f"roi_heads.box_predictor.{layer}.{part}"
                 result[key] = select_rows(result[key], rows, 1, outputs, each)
         return result
-
-

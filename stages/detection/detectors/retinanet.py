@@ -126,7 +126,8 @@ class RetinaNet(DenseDetector):
         """Index of the object each anchor stands for, or -1 (background), -2 (neither)."""
         if len(truth_N4) == 0:
             return torch.full((len(anchors_A4),), -1, dtype=torch.int64, device=anchors_A4.device)
-        return self.matcher(box_iou(truth_N4, anchors_A4))
+        match: Tensor = self.matcher(box_iou(truth_N4, anchors_A4))
+        return match
 
     def candidates(self, predictions: DensePredictions, count: int) -> Candidates:
         """Top `count` of all (anchor, class) pairs by logit; the sigmoid comes after the cut, which changes nothing."""

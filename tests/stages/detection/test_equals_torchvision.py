@@ -41,7 +41,10 @@ def images():
 
 @pytest.fixture(scope="module")
 def targets():
-    boxes = [torch.tensor([[20.0, 30, 120, 200], [150, 60, 300, 280]]).double(), torch.tensor([[5.0, 5, 60, 40]]).double()]
+    boxes = [
+        torch.tensor([[20.0, 30, 120, 200], [150, 60, 300, 280]]).double(),
+        torch.tensor([[5.0, 5, 60, 40]]).double(),
+    ]
     return Targets(boxes, [torch.tensor([3, 17]), torch.tensor([3])], [SIZE, SIZE])
 
 
@@ -70,7 +73,9 @@ def test_retinanet_logits_deltas_and_boxes(retinanets, images):
         features = list(theirs.backbone(batch.tensors).values())
         wanted = theirs.head(features)
         anchors = theirs.anchor_generator(batch, features)
-        boxes = torch.stack([theirs.box_coder.decode_single(d, a) for d, a in zip(wanted["bbox_regression"], anchors)])
+        boxes = torch.stack(
+            [theirs.box_coder.decode_single(d, a) for d, a in zip(wanted["bbox_regression"], anchors, strict=True)]
+        )
         found = ours.predict(ours.features(images))
     torch.testing.assert_close(found.logits_BAK, wanted["cls_logits"], **TOLERANCE)
     torch.testing.assert_close(found.deltas_BA4, wanted["bbox_regression"], **TOLERANCE)
@@ -81,7 +86,7 @@ def test_retinanet_logits_deltas_and_boxes(retinanets, images):
 def test_retinanet_losses(retinanets, images, targets):
     ours, theirs = retinanets
     batch = padded(theirs, images)
-    described = [{"boxes": b, "labels": n} for b, n in zip(targets.boxes, targets.labels)]
+    described = [{"boxes": b, "labels": n} for b, n in zip(targets.boxes, targets.labels, strict=True)]
     with torch.no_grad():
         features = list(theirs.backbone(batch.tensors).values())
         wanted = theirs.compute_loss(described, theirs.head(features), theirs.anchor_generator(batch, features))
@@ -110,7 +115,7 @@ def test_faster_rcnn_proposals_logits_and_boxes(faster_rcnns, images):
         logits, deltas = theirs.roi_heads.box_predictor(theirs.roi_heads.box_head(pooled))
         found = ours.predict(ours.features(images))
         decoded = theirs.roi_heads.box_coder.decode(deltas, proposals)
-    for ours_found, theirs_found in zip(found.proposals, proposals):
+    for ours_found, theirs_found in zip(found.proposals, proposals, strict=True):
         torch.testing.assert_close(ours_found.boxes, theirs_found, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(found.rois.boxes_M4, torch.cat(proposals), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(found.activations.logits, logits, **TOLERANCE)
@@ -124,7 +129,7 @@ def test_faster_rcnn_losses(faster_rcnns, images, targets):
     """Sampling is random; with room for every anchor and RoI nothing is left to chance but nothing is sampled out either."""
     ours, theirs = faster_rcnns
     batch = padded(theirs, images)
-    described = [{"boxes": b, "labels": n + 1} for b, n in zip(targets.boxes, targets.labels)]
+    described = [{"boxes": b, "labels": n + 1} for b, n in zip(targets.boxes, targets.labels, strict=True)]
     everything = 10**6
     with torch.no_grad():
         features = theirs.backbone(batch.tensors)

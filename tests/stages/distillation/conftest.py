@@ -17,7 +17,9 @@ def reference():
     def load(name):
         file = REFERENCE / f"{name}.npz"
         if not file.exists():
-            pytest.skip("the reference vectors (../shared/data/reference) are not here; golden numbers are tested instead")
+            pytest.skip(
+                "the reference vectors (../shared/data/reference) are not here; golden numbers are tested instead"
+            )
         with np.load(file) as arrays:
             found = {key: arrays[key] for key in arrays.files}
         settings = json.loads(str(found.pop("settings_json")))

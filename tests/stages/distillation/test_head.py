@@ -41,7 +41,9 @@ def test_akd_term(reference, name):
     for iteration, wanted in zip(numbers["iterations"], numbers["loss"], strict=True):
         loss = warmed(2.0, clock(iteration), 2000) * imitation(adapter(mine), numbers["F_T"].double())
         torch.testing.assert_close(loss, wanted, **EXACT)
-    loss = warmed(2.0, clock(settings["gradients_at_iteration"]), 2000) * imitation(adapter(mine), numbers["F_T"].double())
+    loss = warmed(2.0, clock(settings["gradients_at_iteration"]), 2000) * imitation(
+        adapter(mine), numbers["F_T"].double()
+    )
     loss.backward()
     torch.testing.assert_close(mine.grad, numbers["grad_F_A"], rtol=1e-9, atol=1e-14)
     torch.testing.assert_close(adapter.bias.grad, numbers["grad_bias"], rtol=1e-9, atol=1e-14)
@@ -71,7 +73,9 @@ def test_whole_distiller(reference, name):
     hidden = {}
     for who, feats in (("assistant", "roi_feats_assistant"), ("teacher", "roi_feats_teacher")):
         x = numbers[feats].requires_grad_(who == "assistant")
-        layers = [loaded(numbers[f"{who}_shared_fcs.{k}.weight"], numbers[f"{who}_shared_fcs.{k}.bias"]) for k in (0, 1)]
+        layers = [
+            loaded(numbers[f"{who}_shared_fcs.{k}.weight"], numbers[f"{who}_shared_fcs.{k}.bias"]) for k in (0, 1)
+        ]
         first = functional.relu(layers[0](x.flatten(1)))
         hidden[who] = (first, functional.relu(layers[1](first)))
     for k, (mine, theirs) in enumerate(zip(hidden["assistant"], hidden["teacher"], strict=True), 1):
@@ -79,9 +83,7 @@ def test_whole_distiller(reference, name):
         torch.testing.assert_close(theirs, numbers[f"F{k}_T"], **EXACT)
     weight = warmed(2.0, clock(numbers["iteration"]), 2000)
     adapters = {n: loaded(numbers[f"{n}_weight"], numbers[f"{n}_bias"]) for n in ("A1", "A2", "Ac")}
-    akd = [
-        weight * imitation(adapters[f"A{k + 1}"](hidden["assistant"][k]), hidden["teacher"][k]) for k in (0, 1)
-    ]
+    akd = [weight * imitation(adapters[f"A{k + 1}"](hidden["assistant"][k]), hidden["teacher"][k]) for k in (0, 1)]
     torch.testing.assert_close(akd[0], numbers["loss_akd1"], **EXACT)
     torch.testing.assert_close(akd[1], numbers["loss_akd2"], **EXACT)
 
@@ -168,11 +170,16 @@ def test_sampling(reference):
         truth.append(numbers[f"gt_bboxes{image}"])
     targets = Targets(truth, [torch.arange(len(t)) for t in truth], [(100, 100)] * 2)
     # The 25 % cap of the sampler is not in the vector: its 512 leave room for all.
-    rois = sample_rois(proposals, targets, SamplingSettings(settings["num"], settings["pos_fraction"], settings["pos_iou"]))
+    rois = sample_rois(
+        proposals, targets, SamplingSettings(settings["num"], settings["pos_fraction"], settings["pos_iou"])
+    )
     for image in (0, 1):
         mine = rois.image_M == image
         # The original lists positives before negatives; as a set (with who is positive) the rows are the same.
-        found = sorted([*box, float(positive)] for box, positive in zip(rois.boxes_M4[mine].tolist(), (rois.labels_M[mine] >= 0).tolist(), strict=True))
+        found = sorted(
+            [*box, float(positive)]
+            for box, positive in zip(rois.boxes_M4[mine].tolist(), (rois.labels_M[mine] >= 0).tolist(), strict=True)
+        )
         positives = len(numbers[f"pos_inds{image}"])
         wanted = sorted([*box, float(k < positives)] for k, box in enumerate(numbers[f"rois{image}"].tolist()))
         assert found == wanted

@@ -50,7 +50,8 @@ def test_equals_the_authors_code_in_single_precision(reference, name, tolerance)
 def test_one_value_a_channel_is_undefined_as_in_the_authors_code(reference):
     numbers, settings = reference("pkd_M1_nan")
     loss, _ = of_file(numbers, settings)
-    assert loss.isnan() and numbers["loss"].isnan()
+    assert loss.isnan()
+    assert numbers["loss"].isnan()
 
 
 @pytest.fixture
@@ -74,8 +75,13 @@ def test_is_one_minus_pearsons_r(pair):
 
 def test_ignores_scale_and_shift_and_channel_order(pair):
     student, teacher = pair
-    scale, shift = torch.tensor([0.5, 2.0, 7.0, 1.0]).view(1, 4, 1, 1), torch.tensor([3.0, -1.0, 0.0, 9.0]).view(1, 4, 1, 1)
-    assert pkd_loss(student * scale + shift, teacher).item() == pytest.approx(pkd_loss(student, teacher).item(), abs=1e-5)
+    scale, shift = (
+        torch.tensor([0.5, 2.0, 7.0, 1.0]).view(1, 4, 1, 1),
+        torch.tensor([3.0, -1.0, 0.0, 9.0]).view(1, 4, 1, 1),
+    )
+    assert pkd_loss(student * scale + shift, teacher).item() == pytest.approx(
+        pkd_loss(student, teacher).item(), abs=1e-5
+    )
     order = torch.tensor([2, 0, 3, 1])
     assert pkd_loss(student[:, order], teacher[:, order]).item() == pytest.approx(pkd_loss(student, teacher).item())
     assert pkd_loss(student[:, order], teacher).item() != pytest.approx(pkd_loss(student, teacher).item())
