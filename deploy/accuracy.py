@@ -118,6 +118,7 @@ def evaluate_predictor(
     Uses the contract's evaluation threshold, not the deployment one. `progress` is told images done and images in all.
     Raises DeployError when images are missing or the classes are not those of the annotations.
     """
+    _modules(evaluator)  # before the work, not after it
     dataset = _read(Path(annotations))
     contract = predictor.contract
     problems = []
@@ -164,16 +165,11 @@ def match(results: Sequence[Result], annotations: Path, evaluator: str, all_size
 
     `all_sizes_only` leaves out the area ranges. Raises DeployError like `evaluate`.
     """
-    if evaluator not in EVALUATORS:
-        raise DeployError(f"accuracy: unknown evaluator {evaluator!r}; choose one of {', '.join(EVALUATORS)}")
+    coco_module, evaluation_module = _modules(evaluator)
     dataset = _read(annotations)
     images = {image["id"] for image in dataset["images"]}
     if strangers := sorted({result["image_id"] for result in results} - images)[:5]:
         raise DeployError(f"{annotations}: there are results of images it does not list, such as {strangers}")
-    try:
-        coco_module, evaluation_module = (importlib.import_module(name) for name in EVALUATORS[evaluator])
-    except ImportError as error:
-        raise DeployError(f"accuracy: {evaluator} is not installed; pip install {evaluator}") from error
     with contextlib.redirect_stdout(io.StringIO()):
         truth = coco_module.COCO(str(annotations))
         if results:
@@ -187,6 +183,16 @@ def match(results: Sequence[Result], annotations: Path, evaluator: str, all_size
             evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
     return evaluation
+
+
+def _modules(evaluator: str) -> tuple[Any, Any]:
+    if evaluator not in EVALUATORS:
+        raise DeployError(f"accuracy: unknown evaluator {evaluator!r}; choose one of {', '.join(EVALUATORS)}")
+    coco, evaluation = EVALUATORS[evaluator]
+    try:
+        return importlib.import_module(coco), importlib.import_module(evaluation)
+    except ImportError as error:
+        raise DeployError(f"accuracy: {evaluator} is not installed; pip install {evaluator}") from error
 
 
 def _read(annotations: Path) -> dict[str, Any]:

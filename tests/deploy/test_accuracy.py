@@ -154,5 +154,7 @@ def test_missing_images_and_foreign_classes_are_told_at_once(tmp_path, model, ne
     file = new_annotations(tmp_path / "truth.json", [(1, 17, A)], images=2, categories=[{"id": 17, "name": "cat"}])
     with Predictor.open(model) as predictor, pytest.raises(DeployError) as caught:
         evaluate_predictor(predictor, tmp_path, file)
+    with pytest.raises(DeployError, match="unknown evaluator"):
+        evaluate_predictor(None, tmp_path, file, "coco")  # before anything is predicted
     assert "category ids [18]" in str(caught.value)
     assert "2 of 2 images are missing" in str(caught.value)
