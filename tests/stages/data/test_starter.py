@@ -1,0 +1,178 @@
+"""`pipeline init`: what it finds in the layouts people have, and what it says when it does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline.errors import UserError
+from stages import dataset
+from stages.data.starter import canvas, write
+
+SHARED = Path(__file__).parents[4] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data, which is not here")
+
+
+def coco(file: Path, names: list[str], images: Path | None = None, part: str = "bbox") -> Path:
+    """Write a COCO file of 48 x 64 images, and the images where a folder is given."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    entries = [{"id": i, "file_name": name, "height": 48, "width": 64} for i, name in enumerate(names)]
+    annotations = [{"id": i + 1, "image_id": i, "category_id": 1, part: [1, 2, 9, 9]} for i in range(len(names))]
+    document = {"images": entries, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    file.write_text(json.dumps(document))
+    for number, name in enumerate(names if images else []):
+        assert images is not None
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48), (number, len(file.name), 0)).save(images / name)
+    return file
+
+
+def settings(out: Path) -> dict[str, object]:
+    """Settings of the data stage in the config that was written, which the stage takes."""
+    data = yaml.safe_load(out.read_text())["stages"]["data"]
+    assert data.pop("uses") == "dataset"
+    dataset.Config.model_validate(data)
+    source = data["source"]
+    assert isinstance(source, dict)
+    return source
+
+
+def found(out: Path, split: str) -> tuple[Path, Path]:
+    """(images, annotations) of a split in the config."""
+    files = settings(out)[split]
+    assert isinstance(files, dict)
+    return Path(files["images"]), Path(files["annotations"])
+
+
+def test_coco_as_published(tmp_path: Path) -> None:
+    """The same names may be in both folders; keypoints and captions lie beside the instances."""
+    root, out = tmp_path / "coco", tmp_path / "my.yaml"
+    for split in ("train2017", "val2017"):
+        coco(root / "annotations" / f"instances_{split}.json", ["1.png", "2.png"], root / split)
+        coco(root / "annotations" / f"person_keypoints_{split}.json", ["1.png"])
+        coco(root / "annotations" / f"captions_{split}.json", ["1.png"], part="caption")
+    lines = write(root, out)
+    annotations = root / "annotations"
+    assert found(out, "train") == (root / "train2017", annotations / "instances_train2017.json")
+    assert found(out, "val") == (root / "val2017", annotations / "instances_val2017.json")
+    assert lines[0].endswith(f"images in {root / 'train2017'}: 2 images, 2 boxes")
+    assert str(out) in lines[-1]
+
+
+def test_files_beside_their_images(tmp_path: Path) -> None:
+    root, out = tmp_path / "export", tmp_path / "my.yaml"
+    for split in ("train", "valid", "test"):
+        coco(root / split / "_annotations.coco.json", ["a.png", "b.png"], root / split)
+    write(root, out)
+    assert found(out, "train") == (root / "train", root / "train" / "_annotations.coco.json")
+    assert found(out, "val") == (root / "valid", root / "valid" / "_annotations.coco.json")
+
+
+def test_images_in_subfolders_named_in_the_file(tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "my.yaml"
+    coco(root / "train.json", ["images/t/a.png"], root)
+    coco(root / "val.json", ["images/v/a.png"], root)
+    write(root, out)
+    assert found(out, "train")[0] == found(out, "val")[0] == root
+
+
+def test_the_name_of_the_given_folder_says_nothing(tmp_path: Path) -> None:
+    root, out = tmp_path / "train", tmp_path / "my.yaml"
+    coco(root / "val.json", ["a.png"], root / "images")
+    with pytest.raises(UserError, match=r"no training annotations below .*; there are only: .*val.json \(val\)"):
+        write(root, out)
+    assert not out.exists()
+
+
+def test_one_file_is_divided(tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "my.yaml"
+    coco(root / "labels.json", ["a.png", "b.png"], root / "pictures")
+    lines = write(root, out)
+    assert found(out, "train") == (root / "pictures", root / "labels.json")
+    assert settings(out)["val_fraction"] == 0.2
+    assert "no file found for it, so 20% of the training images are set aside" in lines[1]
+
+
+def test_what_is_given_is_not_looked_for(tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "my.yaml"
+    for name in ("one", "two"):
+        coco(root / f"{name}.json", [f"{name}.png"], root / "images")
+    with pytest.raises(UserError, match=r"2 files could be the train annotations .*; name one by --train-annotations"):
+        write(root, out)
+    write(
+        root,
+        out,
+        train_annotations=root / "one.json",
+        val_annotations=root / "two.json",
+        val_images=root / "images",
+    )
+    assert found(out, "train") == (root / "images", root / "one.json")
+    assert found(out, "val") == (root / "images", root / "two.json")
+
+
+def test_all_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "my.yaml"
+    coco(root / "train.json", ["a.png"])
+    (root / "other.json").write_text('[{"bbox": 3}]')
+    with pytest.raises(UserError) as caught:
+        write(root, out, val_annotations=root / "other.json")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert "--val-annotations" in lines[0]
+    assert "not a COCO JSON with boxes" in lines[0]
+    assert "(a.png) are in none of the" in lines[1]
+    assert "--train-images" in lines[1]
+
+
+def test_images_given_that_are_others(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    coco(root / "train.json", ["a.png"], root / "images")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"--train-images .*empty: has none of the images of .*train.json \(a.png\)"):
+        write(root, tmp_path / "my.yaml", train_images=tmp_path / "empty")
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    out = tmp_path / "my.yaml"
+    out.write_text("mine")
+    with pytest.raises(UserError, match="exists"):
+        write(tmp_path, out)
+    assert out.read_text() == "mine"
+
+
+def test_odd_paths_survive_yaml(tmp_path: Path) -> None:
+    root, out = tmp_path / 'a: "b" # c', tmp_path / "my.yaml"
+    coco(root / "train.json", ["x.png"], root / "images")
+    write(root, out)
+    assert found(out, "train") == (root / "images", root / "train.json")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([], (320, 320)),
+        ([(480, 640)], (256, 320)),
+        ([(1080, 1920)], (192, 320)),
+        ([(480, 640), (640, 480)], (320, 320)),
+        ([(120, 160)], (128, 160)),
+        ([(50, 100), (10, 10)], (128, 128)),
+    ],
+)
+def test_canvas_holds_every_image(sizes: list[tuple[int, int]], expected: tuple[int, int]) -> None:
+    assert canvas(sizes) == expected
+
+
+@needs_shared
+@pytest.mark.parametrize(("name", "divided"), [("bccd", False), ("voc20-mix-320", False), ("coco128", True)])
+def test_real_folders(tmp_path: Path, name: str, divided: bool) -> None:
+    out = tmp_path / "my.yaml"
+    lines = write(SHARED / name, out)
+    images, annotations = found(out, "train")
+    assert images == SHARED / name / "images"
+    assert annotations.name.startswith("instances_train")
+    assert ("val_fraction" in settings(out)) == divided
+    stats = json.loads((SHARED / name / "stats.json").read_text())
+    count = stats["images"] if isinstance(stats["images"], int) else stats["images"]["train"]
+    assert f": {count:,} images, " in lines[0]
