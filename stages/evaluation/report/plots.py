@@ -1,0 +1,164 @@
+"""Plots as SVG, to be set into a page: fonts, colours and widths are the page's."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#2563eb", "#d97706", "#0f766e", "#9333ea", "#dc2626", "#4b5563", "#65a30d", "#0891b2", "#be185d", "#854d0e")
+_MEASURED = "DejaVu Sans"  # comes with matplotlib, and is wider than what the page then shows: nothing overlaps
+_STYLE: Any = {  # matplotlib types the keys one by one
+    "svg.fonttype": "none",  # letters stay letters: searchable and small
+    "svg.hashsalt": "headstart",  # the same numbers give the same file
+    "font.family": _MEASURED,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9ca3af",
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": "#374151",
+    "xtick.color": "#6b7280",
+    "ytick.color": "#6b7280",
+    "axes.grid": True,
+    "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "lines.linewidth": 1.3,
+}
+_POINTS = 150  # of one line: more cannot be seen at this size
+Series = tuple[Sequence[float], Sequence[float]]  # x, y
+
+
+def read_metrics(file: Path) -> dict[str, Series]:
+    """Each quantity of a metrics.jsonl over the step."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                steps, values = found.setdefault(name, ([], []))
+                steps.append(row["step"])
+                values.append(value)
+    return dict(found)
+
+
+def losses(trainings: Mapping[str, Mapping[str, Series]]) -> str:
+    """One panel a training, one line a loss, on a logarithmic axis: imitation losses differ by orders of magnitude."""
+    names = [name for series in trainings.values() for name in series if _is_loss(name)]
+    colours = dict(zip(dict.fromkeys(names), COLOURS * (len(names) // len(COLOURS) + 1), strict=False))
+    columns = min(3, len(trainings))
+    rows = -(-len(trainings) // columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 2.6 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).flat
+        for panel, (title, series) in zip(axes, trainings.items(), strict=False):
+            panel.set_title(title)
+            panel.set_yscale("log")
+            for name, (steps, values) in series.items():
+                if _is_loss(name):
+                    panel.plot(*_thinned(steps, values), color=colours[name], label=name)
+            shown = [value for name, (_, values) in series.items() if _is_loss(name) for value in values if value > 0]
+            if shown:  # a weight that warms up from 0 must not stretch the axis to nothing
+                panel.set_ylim(bottom=max(min(shown), max(shown) / 3e3))
+                panel.legend(ncols=2 if len(panel.lines) > 4 else 1, loc="upper right", handlelength=1.2)
+            panel.set_xlabel("step")
+        for empty in axes:
+            empty.set_visible(False)
+        return _svg(figure)
+
+
+def while_training(ap: Mapping[str, Series], rate: Mapping[str, Series], colours: Mapping[str, str]) -> str:
+    """Validation AP, and the learning rate, over the step of every training."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 2.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for panel, title, lines, scale in (
+            (left, "AP on validation images while training", ap, 100),
+            (right, "Learning rate", rate, 1),
+        ):
+            panel.set_title(title)
+            panel.set_xlabel("step")
+            for name, (steps, values) in lines.items():
+                x, y = _thinned(steps, values)
+                marker = "o" if len(x) < 20 else ""
+                panel.plot(x, scale * y, color=colours[name], label=name, marker=marker, markersize=3.5)
+            panel.set_ylim(bottom=0)
+            if lines:
+                panel.legend(loc="best", handlelength=1.2)
+        return _svg(figure)
+
+
+def dots(values: Mapping[str, Sequence[float]], colours: Mapping[str, str], label: str) -> str:
+    """One row a name, one dot a value."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 0.55 + 0.32 * len(values)), layout="constrained")
+        panel = figure.subplots()
+        for height, (name, numbers) in enumerate(values.items()):
+            panel.scatter(numbers, [height] * len(numbers), s=46, color=colours[name], alpha=0.85, zorder=3)
+            panel.annotate(
+                f"{np.mean(numbers):.1f}", (max(numbers), height), (8, 0), textcoords="offset points", va="center"
+            )
+        _named_rows(panel, list(values))
+        panel.set_xlim(0, 1.08 * max(max(numbers) for numbers in values.values()) or 1)
+        panel.set_xlabel(label)
+        return _svg(figure)
+
+
+def stacked(parts: Mapping[str, Mapping[str, float]], label: str) -> str:
+    """One bar a name, of its parts in their order."""
+    names = list(parts)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 0.95 + 0.42 * len(names)), layout="constrained")
+        panel = figure.subplots()
+        start = np.zeros(len(names))
+        for colour, part in zip(COLOURS, dict.fromkeys(part for one in parts.values() for part in one), strict=False):
+            widths = np.array([parts[name].get(part, 0.0) for name in names])
+            panel.barh(range(len(names)), widths, left=start, height=0.55, color=colour, label=part)
+            start += widths
+        _named_rows(panel, names)
+        panel.set_xlabel(label)
+        figure.legend(loc="outside upper left", ncols=6, handlelength=1, handleheight=1)
+        return _svg(figure)
+
+
+def _named_rows(panel: Axes, names: list[str]) -> None:
+    panel.set_yticks(range(len(names)), names, color="#111827")
+    panel.set_ylim(len(names) - 0.5, -0.5)
+    panel.tick_params(axis="y", length=0)
+    panel.grid(visible=False, axis="y")
+
+
+def _is_loss(name: str) -> bool:
+    return name != "lr" and not name.startswith("val/")
+
+
+def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[Any, Any]:
+    """At most `_POINTS` points, each the mean of its neighbours."""
+    groups = min(len(steps), _POINTS)
+    x, y = ([part.mean() for part in np.array_split(np.asarray(one, float), groups)] for one in (steps, values))
+    return np.array(x), np.array(y)
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = text.replace(f"'{_MEASURED}'", "system-ui, Helvetica, Arial, sans-serif")
+    # The page gives the width; the box gives the proportions.
+    head, rest = text.split(">", 1)
+    return re.sub(r'\s(width|height)="[^"]*"', "", head) + ">" + rest

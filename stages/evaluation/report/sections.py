@@ -1,0 +1,398 @@
+"""What the report says, section by section, in the order in which a reader decides: is it good, and why believe it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from stages.artifacts.checkpoint import Checkpoint, TrainedDetector
+from stages.artifacts.reports import AccuracyRow, LatencyRow
+from stages.evaluation.report import plots
+from stages.evaluation.report.chain import Chain, Hop, explained, hops
+from stages.evaluation.report.comparison import Comparison, fairness, times
+from stages.evaluation.report.evidence import Evidence, mean_ap, stage_of
+from stages.evaluation.report.page import Plot, Section, Table
+from stages.evaluation.report.pictures import SCORE, strips
+from stages.evaluation.report.wording import (
+    MISSING,
+    ap,
+    counted,
+    listed,
+    megabytes,
+    millions,
+    milliseconds,
+    seconds,
+    signed_ap,
+)
+
+STEPS = ("decode", "preprocess", "inference", "postprocess", "end_to_end")
+FORMS = {
+    "trained": "trained on labels",
+    "distilled": "student before pruning",
+    "pruned": "student, pruned",
+    "exported": "exported file",
+}
+
+
+def shipped(evidence: Evidence) -> AccuracyRow | None:
+    """The row that stands for the result: the first exported file, else the first student."""
+    return next(iter([*evidence.exported, *evidence.of_stage(evidence.roles.student)]), None)
+
+
+def result_table(evidence: Evidence) -> Table:
+    """One line a measured model."""
+    lines = []
+    for row in evidence.rows:
+        timed = evidence.latency_of(row)
+        total = timed.steps.get("end_to_end", {}) if timed else {}
+        doubt = "" if timed is None or timed.reliable else " ?"
+        lines.append(
+            (
+                row.name,
+                ap(row.statistics.get("ap")),
+                ap(row.statistics.get("ap50")),
+                f"{row.parameters:,}",
+                megabytes(row.bytes),
+                milliseconds(total.get("p50")) + (doubt if total.get("p50") is not None else ""),
+                milliseconds(total.get("p99")) + (doubt if total.get("p99") is not None else ""),
+            )
+        )
+    return Table(("model", "AP", "AP50", "parameters", "MB", "p50 ms", "p99 ms"), lines)
+
+
+def models(evidence: Evidence) -> Section:
+    """All that was measured."""
+    if not evidence.rows:
+        return Section("Models", sentences=["no AP was measured: no row is wired into this report"])
+    table = result_table(evidence)
+    forms = [f"{FORMS[row.kind]}, {row.backend}" for row in evidence.rows]
+    lines = [(row[0], form, *row[1:]) for row, form in zip(table.rows, forms, strict=True)]
+    colours = _colours(evidence)
+    points: dict[str, list[float]] = {}
+    for row in evidence.rows:
+        if (value := row.statistics.get("ap")) is not None:
+            points.setdefault(stage_of(row.name), []).append(100 * value)
+    plot = (
+        [Plot(plots.dots(points, colours, "AP"), "AP of each stage, one dot a node, with the mean")] if points else []
+    )
+    evaluators = listed(sorted({row.evaluator for row in evidence.rows}))
+    checked = [row.name for row in evidence.rows if row.crosschecked]
+    images = max(row.images for row in evidence.rows)
+    notes = [f"COCO AP, times 100, on {counted(images, 'validation image')}, by {evaluators}"]
+    if checked:
+        notes.append(f"a second evaluator (pycocotools against hotcoco) gave the same 12 numbers for {listed(checked)}")
+    notes.append("times are of one image from file to detections; ? marks a measurement that the machine disturbed")
+    head = (table.head[0], "form", *table.head[1:])
+    return Section("Models", tables=[Table(head, lines, words=2)], plots=plot, notes=notes)
+
+
+def chain(found: Sequence[Chain], evidence: Evidence) -> Section:
+    """Teacher to shipped file, hop by hop."""
+    if not found:
+        return Section("Which hop lost AP", sentences=["no two measured models were made one from the other"])
+    tables, strong, sentences = [], "", []
+    for one in found:
+        steps = hops(one, evidence)
+        words = explained(steps)
+        strong = strong or words[-1]
+        for word in words:
+            if word != strong and word not in sentences:
+                sentences.append(word)
+        lines = [_hop_line(row, hop) for row, hop in zip(one, [None, *steps], strict=True)]
+        head = ("model", "form", "what this hop did", "AP", "AP50", "change of AP")
+        tables.append(Table(head, lines, words=3, title=f"{one[0].name} to {one[-1].name}" if len(found) > 1 else ""))
+    return Section("Which hop lost AP", strong=strong, sentences=sentences, tables=tables)
+
+
+def _hop_line(row: AccuracyRow, hop: Hop | None) -> tuple[str, ...]:
+    if hop is None:
+        did = "where the chain begins"
+    elif hop.kind == "gap":
+        did = "gap: another detector, taught by the one above"
+    else:
+        did = {"pruned": "assistants dropped", "exported": "exported and run by another program"}.get(
+            row.kind, "converted"
+        )
+    change = MISSING if hop is None or hop.lost is None else signed_ap(-hop.lost)
+    form = f"{FORMS[row.kind]}, {row.backend}"
+    return row.name, form, did, ap(row.statistics.get("ap")), ap(row.statistics.get("ap50")), change
+
+
+def gain(over_control: Comparison, over_equal_time: Comparison) -> Section:
+    """The student against its controls."""
+    sentences = fairness(over_control, same_length=True)
+    notes = []
+    if over_control.pairs:
+        one = over_control.pairs[0].gain
+        notes.append(
+            f"interval: paired bootstrap, {one.samples:,} samples of {one.images:,} validation images, each model on the "
+            "same draw; it covers the choice of images, not that of the training seed"
+        )
+        if len(over_control.pairs) == 1:
+            notes.append("one seed was run, so nothing is known about the spread over seeds")
+        else:
+            notes.append("over several seeds the interval given is the hull of theirs, the gain their mean")
+    if over_equal_time.pairs:
+        sentences.append(
+            f"against {over_equal_time.control}, the same student trained longer alone: {over_equal_time.sentence}"
+        )
+        sentences += [*times(over_equal_time), *fairness(over_equal_time, same_length=False)]
+    else:
+        sentences.append(over_equal_time.sentence)
+    lines = [
+        (
+            pair.student.name,
+            pair.control.name,
+            ap(pair.gain.ap_b),
+            ap(pair.gain.ap_a),
+            signed_ap(pair.gain.difference),
+            signed_ap(pair.gain.low),
+            signed_ap(pair.gain.high),
+        )
+        for comparison in (over_control, over_equal_time)
+        for pair in comparison.pairs
+    ]
+    head = ("student", "control", "student's AP", "control's AP", "gain", "low", "high")
+    tables = [Table(head, lines, words=2)] if lines else []
+    return Section("Gain over the control", over_control.sentence, sentences, tables, notes=notes)
+
+
+def advantage(evidence: Evidence) -> Section:
+    """What the teacher had that the student had not, in words and numbers."""
+    title = "What the teacher had that the student had not"
+    roles = evidence.roles
+    teacher, student = (
+        next((trained for row in evidence.of_stage(stage) if (trained := evidence.training(row.key))), None)
+        for stage in (roles.teacher, roles.student)
+    )
+    if teacher is None or student is None:
+        absent = listed([name for name, one in ((roles.teacher, teacher), (roles.student, student)) if one is None])
+        return Section(title, sentences=[f"not told: how {absent} was trained is not wired into this report"])
+    words = []
+    if not teacher.iterations:
+        words.append(
+            "the teacher's weights were loaded, not trained here: what it learnt from is not known to this report"
+        )
+    elif teacher.images > student.images:
+        words.append(
+            f"the teacher learnt from {teacher.images:,} labelled images, the student from {student.images:,}: the "
+            f"teacher had {teacher.images / max(1, student.images):.3g} times as many, and what it knows of the others "
+            "reaches the student without their labels"
+        )
+    else:
+        words.append(f"teacher and student learnt from {teacher.images:,} and {student.images:,} labelled images")
+    if teacher.iterations:
+        words.append(
+            f"it was trained for {teacher.iterations:,} iterations ({seconds(teacher.seconds)}), the student for "
+            f"{student.iterations:,} ({seconds(student.seconds)}, the teacher's help included)"
+        )
+    words.append(
+        f"it has {millions(teacher.parameters)} parameters ({teacher.detector['name']}), the student "
+        f"{millions(student.parameters)} ({student.detector['name']}): {teacher.parameters / student.parameters:.2g} times"
+    )
+    return Section(title, sentences=words, tables=[_trainings_table(evidence)])
+
+
+def _trainings(evidence: Evidence) -> list[TrainedDetector]:
+    """Every training once: a pruned student was not trained again."""
+    return [one for one in evidence.checkpoints if one.metrics is not None]
+
+
+def _trainings_table(evidence: Evidence) -> Table:
+    head = ("training", "detector", "parameters", "labelled images", "iterations", "time in steps", "seed")
+    lines = [
+        (
+            one.name,
+            str(one.detector["name"]),
+            f"{one.parameters:,}",
+            f"{one.images:,}",
+            f"{one.iterations:,}",
+            seconds(one.seconds),
+            str(one.seed),
+        )
+        for one in _trainings(evidence)
+    ]
+    return Table(head, lines, words=2)
+
+
+def classes(evidence: Evidence) -> Section:
+    """AP of each class for the parts of the story."""
+    roles = evidence.roles
+    stages = [roles.teacher, roles.control, roles.equal_time_control, roles.student]
+    stages += [stage_of(row.name) for row in evidence.exported]
+    columns = {stage: rows for stage in dict.fromkeys(stages) if (rows := evidence.of_stage(stage))}
+    boxes = evidence.data.val.boxes_per_class
+    lines = []
+    for name in evidence.data.classes:
+        values = {stage: _class_ap(rows, name) for stage, rows in columns.items()}
+        own, other = values.get(roles.student), values.get(roles.control)
+        change = MISSING if own is None or other is None else signed_ap(own - other)
+        lines.append((name, f"{boxes.get(name, 0):,}", *map(ap, values.values()), change))
+    means = [mean_ap(rows) for rows in columns.values()]
+    own, other = (mean_ap(columns.get(stage, ())) for stage in (roles.student, roles.control))
+    change = MISSING if own is None or other is None else signed_ap(own - other)
+    lines.append(("all", f"{sum(boxes.values()):,}", *map(ap, means), change))
+    several = [f"{stage} ({len(rows)} nodes)" for stage, rows in columns.items() if len(rows) > 1]
+    notes = [f"means over nodes: {listed(several)}"] if several else []
+    notes.append(f"{MISSING} stands for a class without an object in the validation images, or for no measurement")
+    head = ("class", "objects", *columns, "student - control")
+    return Section("AP by class", tables=[Table(head, lines)], notes=notes)
+
+
+def _class_ap(rows: Sequence[AccuracyRow], name: str) -> float | None:
+    values = [value for row in rows if (value := row.per_class.get(name)) is not None]
+    return fmean(values) if values else None
+
+
+def training(evidence: Evidence) -> Section:
+    """Losses, learning rate and AP over the steps."""
+    series = {}
+    for one in _trainings(evidence):
+        if one.metrics and one.path(one.metrics).is_file() and (found := plots.read_metrics(one.path(one.metrics))):
+            series[one.name] = found
+    if not series:
+        return Section("Training", sentences=["no training left its metrics"])
+    aps = {name: found["val/ap"] for name, found in series.items() if "val/ap" in found}
+    rates = {name: found["lr"] for name, found in series.items() if "lr" in found}
+    by_stage = _colours(evidence)
+    colours = {name: by_stage[stage_of(name)] for name in series}
+    shown = [
+        Plot(plots.while_training(aps, rates, colours), "AP on the validation images and learning rate, by step"),
+        Plot(plots.losses(series), "weighted losses, by step, on a logarithmic axis"),
+    ]
+    notes = ["AP while training is for watching; the AP that counts is that of the table of models"] if aps else []
+    return Section("Training", plots=shown, notes=notes)
+
+
+def latency(evidence: Evidence) -> Section:
+    """Milliseconds by step, and whether to believe them."""
+    rows = evidence.latency_rows
+    if not rows:
+        return Section("Latency", sentences=["no latency was measured"])
+    tables, sentences = [], []
+    for row in rows:
+        cores = row.machine.get("cores", "?")
+        where = f"{row.machine.get('cpu', 'an unnamed CPU')} ({cores} cores, {row.threads} used), {row.backend}"
+        memory = "" if row.peak_memory_mb is None else f"; the process held {row.peak_memory_mb:.0f} MB at most"
+        sentences.append(f"{row.name}: batch of one, {millions(row.flops)} operations, on {where}{memory}")
+        if not row.reliable:
+            reasons = "; ".join(row.evidence.get("reasons", ())) or "the benchmark gives no reason"
+            sentences.append(f"{row.name}: UNRELIABLE, do not quote it: {reasons}")
+        tables.append(_latency_table(row, title=row.name if len(rows) > 1 else ""))
+    parts = {
+        row.name: {step: row.steps[step]["mean"] or 0.0 for step in STEPS[:-1] if step in row.steps} for row in rows
+    }
+    plot = Plot(plots.stacked(parts, "ms, mean of each step"), "where the time of one image goes")
+    note = "a percentile is given only where at least ten samples lie beyond it: p99 needs 1,000"
+    return Section("Latency", sentences=sentences, tables=tables, plots=[plot], notes=[note])
+
+
+def _latency_table(row: LatencyRow, title: str) -> Table:
+    lines = []
+    for step in STEPS:
+        if values := row.steps.get(step):
+            numbers = [milliseconds(values.get(name)) for name in ("mean", "p50", "p90", "p95", "p99")]
+            lines.append((step.replace("_", " "), *numbers, f"{values.get('n') or 0:,.0f}"))
+    return Table(("ms", "mean", "p50", "p90", "p95", "p99", "samples"), lines, title=title)
+
+
+def proofs(evidence: Evidence) -> Section:
+    """That nothing of the distillation is left, and that the file computes what the student computes."""
+    sentences, lines = [], []
+    for one in evidence.checkpoints:
+        if isinstance(one, Checkpoint) and one.proof is not None:
+            proof = one.proof
+            sentences.append(
+                f"{one.name}: {counted(proof.removed_tensors, 'tensor')} of assistants and adapters removed "
+                f"({millions(proof.removed_parameters)} numbers, {megabytes(proof.removed_bytes)} MB), and "
+                f"{millions(proof.removed_flops)} operations an image that only training paid; what is left has exactly "
+                f"the {proof.parameters:,} parameters of a student that was never helped, and in a fresh process gave "
+                f"bit for bit what the student gave before, on {counted(proof.probes, 'image')}"
+            )
+            lines += [(one.name, module, f"{count:,}") for module, count in proof.removed.items()]
+    for model in evidence.models:
+        parity = model.parity
+        sentences.append(
+            f"{model.name}: against {parity.reference} on {counted(parity.images, 'validation image')}: {parity.sentence}; all "
+            f"{model.initialisers:,} weights in the file are traced to tensors of {parity.reference}"
+        )
+    if not sentences:
+        return Section("Proofs", sentences=["nothing was pruned or exported"])
+    tables = [Table(("student", "removed", "parameters"), lines, words=2)] if lines else []
+    sizes = [(row.name, FORMS[row.kind], f"{row.parameters:,}", megabytes(row.bytes)) for row in evidence.rows]
+    if sizes:
+        tables.append(Table(("file", "form", "parameters", "MB"), sizes, words=2, title="Sizes"))
+    return Section("Pruning, export, sizes", sentences=sentences, tables=tables)
+
+
+def images(evidence: Evidence, count: int) -> Section:
+    """Ground truth, teacher's and student's boxes."""
+    student = shipped(evidence)
+    teacher = next(iter(evidence.of_stage(evidence.roles.teacher)), None)
+    shown = {row.name: evidence.results(row) for row in (teacher, student) if row is not None}
+    made = strips(evidence.data, shown, count) if count else []
+    if not made:
+        return Section("Images", sentences=["no validation image with an object is shown"])
+    sentences = [
+        f"{counted(len(made), 'image')} at even distances through the validation split, not chosen by anybody; boxes with a "
+        f"score of at least {SCORE}",
+        "blue: right (class, and IoU of at least 0.5); orange: wrong; dashed: an object that was missed",
+    ]
+    return Section("Images", sentences=sentences, strips=made)
+
+
+def provenance(evidence: Evidence) -> Section:
+    """Where every number comes from."""
+    data = evidence.data
+    hashes = {row.key: row.sha256 for row in evidence.rows} | {model.key: model.sha256 for model in evidence.models}
+    hashes[data.key] = data.fingerprint
+    made = [data, *evidence.checkpoints, *evidence.models, *evidence.accuracy, *evidence.latency]
+    lines, sentences = [], []
+    versions: dict[str, str] = {}
+    for one in made:
+        record = one.provenance
+        commit = record.get("commit") or {}
+        code = f"{commit['id'][:10]}{' + changes' if commit.get('dirty') else ''}" if commit else MISSING
+        seed = str(one.seed) if isinstance(one, TrainedDetector) else MISSING
+        took = seconds(record["seconds"]) if "seconds" in record else MISSING
+        lines.append((one.name, one.key[:16] or MISSING, hashes.get(one.key, "")[:16] or MISSING, seed, code, took))
+        versions |= record.get("versions", {})
+        if adopted := record.get("adopted_from"):
+            sentences.append(f"{one.name} was made by older code and kept on request (key {adopted['key'][:16]})")
+    sentences.append(
+        f"data: {data.train.image_count:,} training images with {data.train.box_count:,} objects, {data.val.image_count:,} "
+        f"validation images with {data.val.box_count:,}; canvas {data.height} x {data.width} (height x width)"
+    )
+    sentences += [f"data: {problem}" for problem in data.problems]
+    sentences += [data.attribution] if data.attribution else []
+    machines = [row.machine for row in [*evidence.rows, *evidence.latency_rows]]
+    for machine in [one for index, one in enumerate(machines) if one not in machines[:index]]:
+        memory = machine.get("memory_bytes")
+        told = [str(machine[name]) for name in ("cpu", "architecture", "os") if machine.get(name)]
+        told += [f"{machine['cores']} cores"] if machine.get("cores") else []
+        told += [f"{memory / 1e9:.1f} GB of memory"] if memory else []
+        told += [f"Python {machine['python']}"] if machine.get("python") else []
+        sentences.append(f"machine: {', '.join(told)}")
+    if versions:
+        sentences.append("versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())))
+    head = ("made by", "key", "sha256 of weights, file or data", "seed", "code", "took")
+    return Section("Provenance", sentences=sentences, tables=[Table(head, lines, words=6)])
+
+
+def _colours(evidence: Evidence) -> dict[str, str]:
+    """A stage has one colour in every plot."""
+    roles = evidence.roles
+    known = [
+        roles.student,
+        roles.control,
+        evidence.exported[0].name if evidence.exported else "",
+        "",
+        roles.equal_time_control,
+        roles.teacher,
+    ]
+    colours = {stage_of(name): colour for name, colour in zip(known, plots.COLOURS, strict=False) if name}
+    names = [row.name for row in evidence.rows] + [checkpoint.name for checkpoint in evidence.checkpoints]
+    stages = [stage_of(name) for name in names]
+    free = [colour for colour in plots.COLOURS if colour not in colours.values()]
+    others = [stage for stage in dict.fromkeys(stages) if stage not in colours]
+    return colours | {stage: free[index % len(free)] for index, stage in enumerate(others)}

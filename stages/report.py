@@ -1,0 +1,163 @@
+"""Say whether the student is good enough to ship, and why to believe it: one page, Markdown, JSON, JUnit; gates decide."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.config import BaseConfig
+from pipeline.listing import columns
+from stages.artifacts.checkpoint import TrainedDetector
+from stages.artifacts.dataset import Dataset
+from stages.artifacts.exported_model import ExportedModel
+from stages.artifacts.reports import AccuracyReport, LatencyReport, Report
+from stages.evaluation.report import sections
+from stages.evaluation.report.chain import chains, distinct, explained, hops
+from stages.evaluation.report.comparison import Comparison, compare
+from stages.evaluation.report.evidence import Evidence, Roles, stage_of
+from stages.evaluation.report.gates import Gates, failure, judge, junit, verdict
+from stages.evaluation.report.page import Page, html, markdown
+from stages.evaluation.report.wording import ap, megabytes, milliseconds, rounded, sentence, signed_ap
+
+
+class Config(BaseConfig):
+    """Who plays which part, what is asked, how much is shown."""
+
+    teacher: str = "teacher"
+    """Stage that trained the teacher; a stage with a matrix stands for all its nodes."""
+    student: str = "student"
+    """Stage that gives the student as it is exported: the pruning one."""
+    control: str = "control"
+    """Stage that trained the same student without help."""
+    equal_time_control: str = "control_equal_time"
+    """Stage that trained the same student without help for at least as many seconds."""
+    gates: Gates = Gates()
+    """What must be reached; a gate that fails, or whose number was not measured, ends the command with exit code 3."""
+    images: int = Field(default=12, ge=0)
+    """Validation images to show with boxes."""
+
+
+def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
+    """Parts given by name are played by somebody, and a gate has something to judge."""
+    stages = {stage_of(node.name) for node in wired.get("checkpoints", ())}
+    parts = {"teacher": config.teacher, "student": config.student, "control": config.control}
+    parts["equal_time_control"] = config.equal_time_control
+    for part, stage in parts.items():
+        if part in config.model_fields_set and stage not in stages:
+            yield f"{part}: no stage {stage} is wired to checkpoints; there are: {', '.join(sorted(stages)) or 'none'}"
+    gates = config.gates
+    gain = gates.min_gain_over_control is not None or gates.gain_interval_excludes_zero
+    wanted = {
+        "teacher": gates.min_teacher_ap is not None,
+        "student": gain,
+        "control": gain,
+    }
+    for part, asked in wanted.items():
+        if asked and part not in config.model_fields_set and parts[part] not in stages:
+            yield f"gates: one asks about the {part}, and no stage {parts[part]} is wired to checkpoints; set {part}"
+
+
+def run(
+    config: Config,
+    directory: Path,
+    *,
+    data: Dataset,
+    accuracy: list[AccuracyReport],
+    latency: list[LatencyReport],
+    checkpoints: list[TrainedDetector],
+    models: list[ExportedModel],
+) -> Report:
+    """Write report.html, report.md, report.json, junit.xml and summary.txt; failed gates are the artifact's failures."""
+    roles = Roles(config.teacher, config.student, config.control, config.equal_time_control)
+    evidence = Evidence(data, accuracy, latency, checkpoints, models, roles)
+    found = chains(evidence)
+    all_hops = distinct([hop for chain in found for hop in hops(chain, evidence)])
+    gain = compare(evidence, config.control)
+    longer = compare(evidence, config.equal_time_control)
+    gates = judge(config.gates, evidence, all_hops, gain)
+    page = Page(
+        title="Headstart report",
+        verdict=verdict(gates),
+        passed=all(gate.passed for gate in gates) if gates else None,
+        lead=[gain.sentence, *explained(all_hops)[-1:]],
+        facts=facts(evidence, gain),
+        gates=gates,
+        sections=[
+            sections.models(evidence),
+            sections.chain(found, evidence),
+            sections.gain(gain, longer),
+            sections.advantage(evidence),
+            sections.classes(evidence),
+            sections.training(evidence),
+            sections.latency(evidence),
+            sections.proofs(evidence),
+            sections.images(evidence, config.images),
+            sections.provenance(evidence),
+        ],
+    )
+    record = {
+        "verdict": page.verdict,
+        "rows": [row_record(evidence, index) for index in range(len(evidence.rows))],
+        "gates": [gate.model_dump() for gate in gates],
+        "hops": [
+            {name: rounded(value) if isinstance(value, float) else value for name, value in hop.model_dump().items()}
+            for hop in all_hops
+        ],
+        "gain": {**gain.to_dict(), "equal_time": longer.to_dict()},
+    }
+    written = {
+        "report.html": html(page),
+        "report.md": markdown(page),
+        "report.json": json.dumps(record, indent=1) + "\n",
+        "junit.xml": junit(gates),
+        "summary.txt": summary(evidence, page, longer),
+    }
+    for name, text in written.items():
+        (directory / name).write_text(text, encoding="utf-8")
+    return Report(gates=tuple(gates), failures=tuple(failure(gate) for gate in gates if not gate.passed))
+
+
+def facts(evidence: Evidence, gain: Comparison) -> list[tuple[str, str]]:
+    """The numbers to see at once."""
+    row = sections.shipped(evidence)
+    if row is None:
+        return []
+    found = [(ap(row.statistics.get("ap")), f"AP of {row.name}")]
+    if gain.mean is not None:
+        found.append((signed_ap(gain.mean), f"AP over {gain.control}"))
+    found.append((f"{megabytes(row.bytes)} MB", f"{row.parameters:,} parameters"))
+    timed = evidence.latency_of(row)
+    if timed is not None:
+        p50 = timed.steps["end_to_end"].get("p50")
+        doubt = "" if timed.reliable else " (unreliable)"
+        found.append((f"{milliseconds(p50)} ms", f"an image, p50, file to detections{doubt}"))
+    return found
+
+
+def row_record(evidence: Evidence, index: int) -> dict[str, Any]:
+    """One measured model for report.json, with its latency where that was measured."""
+    row = evidence.rows[index]
+    record = row.model_dump(mode="json", exclude={"results"})
+    for table in ("statistics", "per_class"):
+        record[table] = {name: rounded(value) for name, value in record[table].items()}
+    timed = evidence.latency_of(row)
+    measured = {"steps", "threads", "flops", "peak_memory_mb", "reliable", "evidence", "machine"}
+    return record | {"latency": timed.model_dump(mode="json", include=measured) if timed else None}
+
+
+def summary(evidence: Evidence, page: Page, longer: Comparison) -> str:
+    """The result for the terminal: the table, the gain, the gates."""
+    table = sections.result_table(evidence)
+    lines = list(columns([table.head, *table.rows]))
+    lines += ["", *(sentence(one) for one in page.lead)]
+    lines += [f"Against {longer.control}: {longer.sentence}."] if longer.pairs else []
+    lines += ["", sentence(page.verdict)]
+    marks = [
+        ("passed" if gate.passed else "FAILED", gate.name, f"asked {gate.asked}", gate.measured) for gate in page.gates
+    ]
+    lines += [f"  {line}" for line in columns(marks)] if marks else []
+    return "\n".join([*lines, "", "report: report.html", ""])
