@@ -103,6 +103,11 @@ def run(
             plan, nodes = place.make(config, overrides)
         steps = plan.upto(plan.select(to, "--to"))
         again, keep = plan.select(force, "--force"), plan.select(keep_older_code, "--keep-older-code")
+        outside = (again | keep) - {step.name for step in steps}
+        if outside:
+            raise ConfigError(
+                [f"--to: does not reach {', '.join(sorted(outside))}, given to --force or --keep-older-code"]
+            )
         # Without nodes everything is done already, and nothing will need to know about this process.
         process = of_process(_code(package)) if nodes else {}
         outcome = Runner(place.store, nodes, process, again, keep).run(steps)

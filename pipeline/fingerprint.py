@@ -5,7 +5,7 @@ choices come from, and of every first-party module that any of these import, tra
 First-party is what lies outside the standard library and `site-packages`, and the packages given by name, wherever they
 are installed. The engine itself, `pipeline`, is left out: what it does to a result is in the key already, and a
 refactoring of it must not retrain. Modules reached only by a computed name are not seen, unless a `Choice` of the
-settings leads to them.
+settings leads to them or the stage names them in `CODE`.
 """
 
 import ast
@@ -26,15 +26,16 @@ class Fingerprints:
         self._files: dict[Path, tuple[str, frozenset[tuple[str, Path]]]] = {}
         self._tops: dict[str, Path | None] = {}
 
-    def of(self, modules: Iterable[ModuleType]) -> str:
-        """Return the fingerprint of modules and of all first-party code that they import."""
-        lines = sorted(f"{name} {self._file(name, path)[0]}" for name, path in self.closure(modules))
+    def of(self, modules: Iterable[ModuleType], names: Iterable[str] = ()) -> str:
+        """Return the fingerprint of modules, loaded or just named, and of all first-party code that they import."""
+        lines = sorted(f"{name} {self._file(name, path)[0]}" for name, path in self.closure(modules, names))
         return sha256("\n".join(lines).encode()).hexdigest()
 
-    def closure(self, modules: Iterable[ModuleType]) -> set[tuple[str, Path]]:
+    def closure(self, modules: Iterable[ModuleType], names: Iterable[str] = ()) -> set[tuple[str, Path]]:
         """Return the name and file of each module of the closure; a user's own file goes by its file name."""
         found: set[tuple[str, Path]] = set()
         waiting = [(_name(module), Path(module.__file__)) for module in modules if module.__file__]
+        waiting += [module for name in names for module in self._resolve(name)]
         while waiting:
             module = waiting.pop()
             if module not in found:

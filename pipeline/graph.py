@@ -94,7 +94,8 @@ def _entry(name: str, given: object, package: str) -> tuple[Entry, list[str]]:
     try:
         stage = find(package, uses) if isinstance(uses, str) else None
     except UserError as error:
-        return Entry(name, None), [*problems, f"{where}.uses: {error}"]
+        where = f"{where}.uses" if "uses" in given else f"{where}: say with 'uses' which stage it is"
+        return Entry(name, None), [*problems, f"{where}: {error}"]
     if stage is None:
         return Entry(name, None), [*problems, f"{where}.uses: give the name of a stage's file, was {uses!r}"]
     entry = Entry(name, stage, given.get("needs"), settings)

@@ -5,11 +5,14 @@ All keys are known before anything runs. A plan is remembered under the hash of 
 run in which nothing has changed imports no stage, and with it no framework.
 """
 
+import importlib
 import importlib.util
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -116,14 +119,16 @@ def make(graph: "Graph", digests: Digests, package: str) -> Plan:
     keys: dict[str, str] = {}
     files: dict[str, str] = {}
     folders: dict[str, str] = {}
+    roots = _roots(package)
     steps = []
     for node in graph.nodes:
         modules = [node.stage.module, *_chosen_modules(node.config)]
+        closure = fingerprints.closure(modules, node.stage.code)
         parts = {
             "uses": node.uses,
             "settings": _canonical(node.config, digests, files, folders),
             "inputs": {slot: _input_keys(node, slot, keys) for slot in node.inputs},
-            "code": fingerprints.of(modules),
+            "code": fingerprints.of(modules, node.stage.code),
             "identity": node.stage.identity(node.config),
         }
         keys[node.name] = key = digest.of_values(parts)
@@ -131,9 +136,13 @@ def make(graph: "Graph", digests: Digests, package: str) -> Plan:
         inputs = {slot: [fed.name for fed in node.feeding(slot)] for slot in node.inputs}
         steps.append(Step(node.name, node.entry, dict(node.axes), node.uses, key, parts, settings, inputs))
         # A user's own file lies where no remembered plan would look: it is one more outside file.
-        for _, path in fingerprints.closure(modules):
-            if not any(path.is_relative_to(root) for root in _roots(package)):
+        for name, path in closure:
+            if not any(path.is_relative_to(root) for root in roots):
                 files[str(path.absolute())] = digests.file(path)
+            elif name not in sys.modules:
+                # Now, and not hours later inside some function: what runs must be what was hashed, whatever is edited.
+                with suppress(ImportError):
+                    importlib.import_module(name)
     return Plan(tuple(steps), files, folders)
 
 
@@ -174,8 +183,6 @@ def _canonical(value: Any, digests: Digests, files: dict[str, str], folders: dic
 
 def _chosen_modules(value: Any) -> Iterator[ModuleType]:
     """Yield the modules of all choices in settings, and of the choices in theirs."""
-    import sys
-
     from pydantic import BaseModel
 
     from pipeline.config import Choice

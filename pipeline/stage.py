@@ -5,7 +5,8 @@
 
 The keyword parameters are slots: `T` needs one artifact, `T | None = None` may lack one, `list[T]` takes many. A module
 may also have `check(config, wired)`, which yields problems, `identity(config)`, which returns what of the machine the
-result depends on, and `RESUMES = True`, if a killed run is to find its partial directory as it left it.
+result depends on, `RESUMES = True`, if a killed run is to find its partial directory as it left it, and
+`CODE = ("deploy.backends.onnxruntime",)`, modules whose code counts as its own though it imports them by computed names.
 """
 
 import inspect
@@ -60,6 +61,7 @@ class Stage:
     slots: Mapping[str, Slot]
     produces: type[Artifact]
     resumes: bool
+    code: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -104,7 +106,8 @@ def _read(name: str, module: ModuleType) -> Stage:
         raise UserError(f"{module.__file__}: run must say which Artifact it returns, says {produces!r}")
     parameters = inspect.signature(run).parameters.values()
     slots = {p.name: _slot(p.name, hints.get(p.name), module) for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return Stage(name, module, config, slots, produces, bool(getattr(module, "RESUMES", False)))
+    resumes, code = getattr(module, "RESUMES", False), getattr(module, "CODE", ())
+    return Stage(name, module, config, slots, produces, resumes, tuple(code))
 
 
 def _slot(name: str, hint: Any, module: ModuleType) -> Slot:

@@ -139,6 +139,9 @@ class Store:
         note = partial.with_name(f"{partial.name}.inputs.json")
         begun_with = note.read_bytes() if note.is_file() else b""
         given = json.dumps(inputs, sort_keys=True).encode()
+        complete = _complete(partial)
+        if complete.exists() and not partial.exists():  # killed in the midst of publishing
+            complete.rename(partial)
         if fresh or begun_with != given:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
@@ -165,7 +168,7 @@ class Store:
             _fsync(Path(folder))
         digest.write_atomically(partial / "artifact.json", record)
         _fsync(partial)
-        complete = partial.with_name(f"{partial.name}.new")  # a name that no later run takes for its own partial
+        complete = _complete(partial)
         shutil.rmtree(complete, ignore_errors=True)
         partial.rename(complete)
         _rename_over(complete, directory)
@@ -187,6 +190,11 @@ class Store:
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(target)
             temporary.replace(link)
+
+
+def _complete(partial: Path) -> Path:
+    """Return the name of a whole partial directory; after an exchange the artifact that was replaced has it."""
+    return partial.with_name(f"{partial.name}.new")
 
 
 def _is_name(path: Path, uses: str) -> bool:

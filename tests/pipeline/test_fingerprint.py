@@ -57,6 +57,15 @@ def test_the_engine_and_what_only_type_checkers_import_do_not_count(kitchen) -> 
     assert names == {"bakery.lazy"}
 
 
+def test_a_stage_may_name_modules_that_it_reaches_by_computed_names(kitchen) -> None:
+    def of() -> str:
+        return Fingerprints(["bakery"]).of([lookup.module("bakery", "grind")], ["bakery.baking.recipes.spelt"])
+
+    before = of()
+    kitchen.edit("baking/recipes/spelt.py", "1.5", "1.6")
+    assert of() != before
+
+
 def test_two_files_of_the_same_name_both_count(kitchen) -> None:
     files = [kitchen.write(f"{folder}/mine.py", "x = 1") for folder in "ab"]
     before = Fingerprints(["bakery"]).of([lookup.from_path(file) for file in files])

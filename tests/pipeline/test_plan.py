@@ -1,6 +1,7 @@
 """Keys: what changes them, and what does not."""
 
 import os
+import sys
 
 import pytest
 
@@ -65,6 +66,21 @@ def test_changed_code_changes_what_it_makes(kitchen, file: str, old: str, new: s
     before = keys(kitchen)
     kitchen.edit(file, old, new)
     assert changed(before, keys(kitchen)) == expected
+
+
+def test_a_stage_names_code_that_counts_as_its_own(kitchen) -> None:
+    kitchen.edit("bake.py", "RESUMES = True", 'RESUMES = True\nCODE = ("bakery.baking.recipes.spelt",)')
+    before = keys(kitchen)
+    kitchen.edit("baking/recipes/spelt.py", "1.5", "1.6")
+    assert changed(before, keys(kitchen)) == ALL - {"flour", "dough"}
+
+
+def test_what_is_imported_late_is_what_was_hashed(kitchen) -> None:
+    kitchen.edit("grind.py", '    note("grind")', "    from bakery.baking.water import WATER\n\n    note(WATER)")
+    graph = kitchen.load(TEXT)
+    plan.make(graph, Digests(kitchen.folder / "digests.json"), "bakery")
+    kitchen.edit("baking/water.py", "0.7", "'edited while it runs'")
+    assert sys.modules["bakery.baking.water"].WATER == 0.7
 
 
 def test_list_slots_know_their_inputs_by_name(kitchen) -> None:

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+
+from pipeline.store import Store
 
 EVERYTHING = ["grind", "knead 5", "bake 2", "loaf 0", "loaf 1", "taste"]
 
@@ -71,6 +74,12 @@ def test_to_runs_a_stage_and_what_feeds_it(kitchen) -> None:
         "--to dugh: no such stage; did you mean 'dough'?",
         "--to dough[x=1]: no such stage; did you mean 'dough'?",
     ]
+
+
+def test_force_of_what_is_not_reached_is_a_mistake(kitchen) -> None:
+    assert kitchen.pipeline("run", "c.yaml", "--to", "dough", "--force", "bread") == 2
+    assert "--to: does not reach bread" in kitchen.err
+    assert kitchen.took() == []
 
 
 def test_force_replaces_and_what_came_out_equal_is_kept(kitchen) -> None:
@@ -213,6 +222,58 @@ def test_a_stopped_run_leaves_no_artifact_and_goes_on(kitchen, stop: signal.Sign
     assert took[0] == "bake 3"
     assert sorted(line for line in before + took if line.startswith("loaf")) == ["loaf 0", "loaf 1", "loaf 2"]
     assert "bread: going on with bake" in kitchen.err
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.__main__ import main
+
+left = int(sys.argv.pop(1))
+
+def counted(call):
+    def wrapper(*arguments, **named):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **named)
+    return wrapper
+
+for place, name in [(os, "fsync"), (Path, "rename"), (Path, "replace"), (Path, "write_text"), (Path, "unlink")]:
+    setattr(place, name, counted(getattr(place, name)))
+main(sys.argv[1:])
+print(f"calls left {left}")
+"""
+
+
+def test_killed_at_any_write_the_store_is_whole_and_the_end_is_the_same(kitchen) -> None:
+    """SIGKILL at the first, sixth, ... of all calls that write, rename or remove, until none is left."""
+    store = Store(kitchen.folder / "runs")
+
+    def contents() -> dict[str, str]:
+        directories = [path for path in store.directories() if path.parent == store.root]
+        assert [store.verify(path) for path in directories] == [[]] * len(directories)
+        files = [json.loads((path / "files.json").read_text()) for path in directories]
+        return {path.name: file["content"] for path, file in zip(directories, files, strict=True)}
+
+    process = kitchen.command("run", "c.yaml", "--to", "bread")
+    assert kitchen.pipeline(*process[3:-2]) == 0
+    expected = contents()
+    ends = []
+    for point in range(1, 100, 5):
+        shutil.rmtree(store.root)
+        command = [process[0], "-c", KILLED, str(point), *process[3:]]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        ends.append(ran.returncode)
+        assert contents().items() <= expected.items()
+        if "calls left" in ran.stdout:
+            break
+        assert kitchen.pipeline(*process[3:-2]) == 0
+        assert contents() == expected
+        assert not [path for path in (store.root / ".partial").iterdir() if path.is_dir()]
+    assert ends[:5] == [-9] * 5
+    assert ends[-1] == 0
 
 
 def test_a_stage_that_does_not_resume_begins_again(kitchen) -> None:
