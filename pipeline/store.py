@@ -145,8 +145,9 @@ class Store:
         if fresh or begun_with != given:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
-        for name in _OWN:  # of a run killed while it published
-            (partial / name).unlink(missing_ok=True)
+        # Of a run that was killed while it published, or within `write_atomically`: else it would be published now.
+        for left in [*(partial / name for name in _OWN), *partial.rglob(".*.tmp")]:
+            left.unlink(missing_ok=True)
         if begun_with != given:
             digest.write_atomically(note, given)
         return partial
@@ -166,7 +167,8 @@ class Store:
             for name in names:
                 _fsync(Path(folder) / name)
             _fsync(Path(folder))
-        digest.write_atomically(partial / "artifact.json", record)
+        (partial / "artifact.json").write_bytes(record)
+        _fsync(partial / "artifact.json")
         _fsync(partial)
         complete = _complete(partial)
         shutil.rmtree(complete, ignore_errors=True)

@@ -100,6 +100,7 @@ def test_a_partial_directory_is_kept_only_for_the_same_inputs(store: Store) -> N
         names = sorted(path.name for path in partial.iterdir())
         (partial / "loaf").write_text("x")
         (partial / "artifact.json").write_text("{}")  # as a run killed while it published leaves it
+        (partial / ".metrics.jsonl.123.tmp").write_text("{}")
         return names
 
     assert begun(False, {"dough": 1}) == []
