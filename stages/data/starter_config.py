@@ -7,6 +7,7 @@ CONFIG = """\
 #   pipeline run $file        do it; the same command continues after an interruption
 # `pipeline stages` explains every setting. Change one, and only what depends on it runs again. For a first look at the
 # whole chain: pipeline run $file --set stages.teacher.steps=50 --set stages.control.steps=50 --set stages.distilled.steps=50
+# Sized for a CPU with random weights at the start: with a GPU, take a larger canvas, pretrained backbones, more steps.
 stages:
   data:                       # every image is opened once; every defect is refused or reported
     uses: dataset
@@ -30,11 +31,11 @@ stages:
       roi_head: {hidden: 256, sampling_ratio: 1}
     # backbone_weights: resnet50.pth   # a torchvision classification checkpoint: the best single improvement there is
     # weights: teacher.safetensors     # or a detector you have; with steps: 0 it is only loaded
-    steps: 2000
-    batch_size: 16
+    steps: 1000
+    batch_size: 8
     optimizer: {name: adamw, lr: 2e-3, weight_decay: 1e-2, warmup: 100, schedule: cosine, clip: 10}
     augment: &augment {flip: 0.5, shift: 8}   # no flip where left and right differ, as in text
-    validate_every: 500
+    validate_every: 250
 
   control:                    # the student without help: what distillation has to beat
     uses: train
@@ -48,21 +49,21 @@ stages:
       head_kind: plain        # or depthwise: about eight times fewer operations in the heads
       head_norm: group        # needed when the heads begin with random weights on a small batch
       anchor_scale: 2         # three sizes from 2 x stride 8 = 16 pixels up
-    steps: &steps 2000
-    batch_size: 16
+    steps: &steps 1000
+    batch_size: 8
     # Tune this rate for the control: a control trained badly makes any gain look good.
     optimizer: &recipe {name: adamw, lr: 7e-3, weight_decay: 1e-2, warmup: 100, schedule: cosine, clip: 10}
     augment: *augment
-    validate_every: 500
+    validate_every: 250
 
   distilled:                  # the same student, images, steps and rate, and the teacher's help
     uses: distill
     student: *student
     steps: *steps
-    batch_size: 16
+    batch_size: 8
     optimizer: *recipe
     augment: *augment
-    validate_every: 500
+    validate_every: 250
     methods:                  # any number of them act together
       pkd: {name: pkd, weight: 4}
       head: {name: head, rois: 32, akd: 0.3, ckd: 0.3, normalise: true, warmup: 100, lr_scale: 0.1}

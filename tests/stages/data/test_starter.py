@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 
 from pipeline.errors import UserError
+from pipeline.graph import load
 from stages import dataset
 from stages.data.starter import canvas, write
 
@@ -162,6 +163,14 @@ def test_odd_paths_survive_yaml(tmp_path: Path) -> None:
 )
 def test_canvas_holds_every_image(sizes: list[tuple[int, int]], expected: tuple[int, int]) -> None:
     assert canvas(sizes) == expected
+
+
+def test_config_is_a_whole_chain_without_a_problem(tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "my.yaml"
+    coco(root / "train.json", ["a.png"], root / "images")
+    write(root, out)
+    made = {node.uses for node in load(out).nodes}
+    assert made == {"dataset", "train", "distill", "prune", "export", "validate", "benchmark", "report", "release"}
 
 
 @needs_shared
