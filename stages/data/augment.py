@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms  # type: ignore[import-untyped]
+from torchvision.transforms.v2 import functional as transforms
 
 from deploy.image import ImageSpec
 from pipeline.config import BaseConfig

@@ -105,7 +105,7 @@ class Digits(Source):
 def materials(seed: int) -> tuple[Material, Material]:
     """What train and val are made of; they have no digit and no pixel of a photograph in common."""
     # Imported here: it takes a second, and planning a run need not.
-    from sklearn.datasets import load_digits, load_sample_images  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits, load_sample_images
 
     digits = load_digits()
     images_D88 = np.round(digits.images * (255 / 16)).astype(np.uint8)
