@@ -12,7 +12,8 @@ from pydantic import Field
 from pipeline.config import BaseConfig, Choice
 from pipeline.log import logger
 from stages.artifacts.dataset import Dataset, Split
-from stages.data.coco_check import CheckedDataset, CocoDocument, check as check_coco
+from stages.data.coco_check import CheckedDataset, CocoDocument
+from stages.data.coco_check import check as check_coco
 from stages.data.source import RawSplit, Source
 
 Pixels = Annotated[int, Field(ge=32)]
