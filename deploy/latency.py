@@ -24,6 +24,7 @@ STEPS = ("decode", "preprocess", "inference", "postprocess")
 PERCENTILES = (50, 90, 95, 99)
 _BEYOND = 10  # samples that must lie beyond a percentile before it is more than the luck of a few calls
 _DRIFT = 0.10
+_OTHERS = 0.25  # cores that other processes may keep busy while latency is measured
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,11 @@ def doubts(
     against them.
     """
     reasons = [] if steady else ["inference had not settled when the warm-up ended"]
+    others = others_cores(before, after)
     loads = [evidence["load_1min"] for evidence in (before, after) if evidence["load_1min"] is not None]
-    if loads and max(loads) > cores():
+    if others is not None and others > _OTHERS:
+        reasons.append(f"the machine was busy: other processes used {others:.2f} of its cores meanwhile")
+    elif others is None and loads and max(loads) > cores():
         reasons.append(f"the machine was busy: load {max(loads):.1f} on {cores()} cores")
     clocks = before["cpu_mhz"], after["cpu_mhz"]
     if clocks[0] and clocks[1] and clocks[1] < (1 - _DRIFT) * clocks[0]:
@@ -126,6 +130,17 @@ def doubts(
         if abs(second - first) > _DRIFT * first:
             reasons.append(f"inference drifted: median {first:.2f} ms in the first half, {second:.2f} in the second")
     return reasons
+
+
+def others_cores(before: dict[str, Any], after: dict[str, Any]) -> float | None:
+    """How many cores other processes kept busy between two evidences; None where the system does not tell.
+
+    The load average would be easier to read, and remembers for minutes the training that ended before a benchmark.
+    """
+    if before["busy_s"] is None or after["busy_s"] is None or after["at_s"] <= before["at_s"]:
+        return None
+    foreign = (after["busy_s"] - before["busy_s"]) - (after["own_s"] - before["own_s"])
+    return max(0.0, float(foreign / (after["at_s"] - before["at_s"])))
 
 
 def settled(milliseconds: Sequence[float]) -> bool:
@@ -178,7 +193,23 @@ def _warm_up(predictor: Predictor, files: Sequence[Path], at_least: int) -> list
 
 def _evidence() -> dict[str, Any]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"load_1min": load, "cpu_mhz": _cpu_mhz()}
+    return {
+        "load_1min": load,
+        "cpu_mhz": _cpu_mhz(),
+        "at_s": time.perf_counter(),
+        "own_s": time.process_time(),
+        "busy_s": _busy_s(),
+    }
+
+
+def _busy_s() -> float | None:
+    """Seconds all cores together have worked since the machine started; None where the system does not tell."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
+        user, nice, system, _, _, irq, softirq, steal = (int(field) for field in fields)
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_mhz() -> float | None:

@@ -19,6 +19,8 @@ from stages.artifacts.exported_model import ExportedModel
 from stages.artifacts.reports import LatencyReport, LatencyRow
 from stages.data.coco import CocoSplit
 
+CODE = ("deploy.__main__", "deploy.latency", "deploy.backends.onnxruntime")  # run in a process of their own
+
 
 class Config(BaseConfig):
     iterations: int = Field(default=1000, ge=1)

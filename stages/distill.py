@@ -60,7 +60,7 @@ def run(config: Config, directory: Path, *, data: Dataset, teacher: Checkpoint |
         raise PipelineError(
             "distill: the teacher's weights changed while it taught; a method trains what it must only read"
         )
-    task.cpu()
+    task.cpu().to(memory_format=torch.contiguous_format)  # as a file will give it back: the layout decides the last bit
     if guide:
         guide.cpu()
     save_weights(task, directory / "task.safetensors")

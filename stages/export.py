@@ -26,6 +26,8 @@ from stages.evaluation.in_memory import InMemory
 from stages.evaluation.measure import contract_for
 from stages.exporting.onnx_file import OPSET, write_onnx
 
+CODE = ("deploy.backends.onnxruntime",)  # reached by name at run time
+
 
 class Config(BaseConfig):
     candidates: int = Field(default=1000, ge=1)

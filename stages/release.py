@@ -20,6 +20,7 @@ from stages.artifacts.reports import AccuracyReport, AccuracyRow, LatencyReport,
 from stages.data.coco import CocoSplit
 
 FOLDER = "bundle"
+CODE = ("deploy.backends.onnxruntime",)  # reached by name at run time
 
 
 class Config(BaseConfig):

@@ -27,6 +27,8 @@ from stages.detection.detector import Detector
 from stages.detection.load import build_detector
 from stages.evaluation.measure import BATCH, accuracy_of, contract_for
 
+CODE = ("deploy.backends.onnxruntime",)  # reached by name at run time
+
 
 class Config(BaseConfig):
     crosscheck: bool = True

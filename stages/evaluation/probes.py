@@ -55,7 +55,8 @@ def replay(settings: dict[str, Any], classes: int, weights: Path, probes: Path, 
     the process's words where it fails.
     """
     request, answer = directory / "replay.json", directory / "replayed.json"
-    request.write_text(json.dumps({"settings": settings, "classes": classes}))
+    asked = {"settings": settings, "classes": classes, "threads": torch.get_num_threads()}  # they decide the last bit
+    request.write_text(json.dumps(asked))
     command = [
         sys.executable,
         "-P",
@@ -66,7 +67,7 @@ def replay(settings: dict[str, Any], classes: int, weights: Path, probes: Path, 
         str(probes),
         str(answer),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=None)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the fresh process failed:\n{done.stderr.strip()}")
     found: dict[str, Any] = json.loads(answer.read_text())
@@ -77,7 +78,7 @@ def replay(settings: dict[str, Any], classes: int, weights: Path, probes: Path, 
 
 def _main(request: str, weights: str, probes: str, answer: str) -> None:
     asked = json.loads(Path(request).read_text())
-    torch.set_num_threads(asked.get("threads", torch.get_num_threads()))
+    torch.set_num_threads(asked["threads"])
     detector = load_detector(asked["settings"], asked["classes"], Path(weights))
     recorded = load_file(probes)
     again = outputs(detector, recorded["images"])

@@ -130,11 +130,12 @@ class Trainer:
         Raises PipelineError naming the loss that is not finite.
         """
         self._resume()
-        metrics = MetricsLog(self.metrics_file, resume_step=self.fitted.iterations)
         source = batches(self.fitted.iterations)
         sums: dict[str, float] = {}
-        with progress("train", total=self.iterations, unit="step") as advance:
-            advance(self.fitted.iterations)
+        with (
+            MetricsLog(self.metrics_file, resume_step=self.fitted.iterations) as metrics,
+            progress("train", total=self.iterations, unit="step", done=self.fitted.iterations) as advance,
+        ):
             while self.fitted.iterations < self.iterations:
                 iteration = self.fitted.iterations
                 images, targets = next(source)

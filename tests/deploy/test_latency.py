@@ -10,7 +10,7 @@ from deploy.latency import doubts, measure, percentile, settled
 from deploy.machine import cores, machine
 from deploy.predictor import Predictor
 
-QUIET = {"load_1min": 0.1, "cpu_mhz": 2000.0}
+QUIET = {"load_1min": 0.1, "cpu_mhz": 2000.0, "at_s": None, "own_s": None, "busy_s": None}
 
 
 @pytest.mark.parametrize(("percent", "enough"), [(50, 20), (90, 100), (95, 200), (99, 1000)])
@@ -56,6 +56,10 @@ def test_what_speaks_against_the_numbers():
     steady = np.full(40, 5.0)
     assert "the machine was busy" in doubts(steady, QUIET | {"load_1min": cores() + 0.5}, QUIET)[0]
     assert "the machine was busy" in doubts(steady, QUIET, QUIET | {"load_1min": cores() + 0.5})[0]
+    since = QUIET | {"at_s": 10.0, "own_s": 1.0, "busy_s": 100.0, "load_1min": cores() + 9}
+    assert doubts(steady, since, since | {"at_s": 20.0, "own_s": 11.0, "busy_s": 111.0}) == []  # the load is history
+    busy = since | {"at_s": 20.0, "own_s": 11.0, "busy_s": 115.0}
+    assert "other processes used 0.50 of its cores" in doubts(steady, since, busy)[0]
     assert "the clock fell from 2000 to 1500" in doubts(steady, QUIET, QUIET | {"cpu_mhz": 1500.0})[0]
     assert "drifted: median 5.00 ms in the first half, 6.00" in doubts(np.repeat([5.0, 6.0], 20), QUIET, QUIET)[0]
     assert "not settled" in doubts(steady, QUIET, QUIET, steady=False)[0]

@@ -1,0 +1,228 @@
+"""The work, stage by stage on tiny models: train, distil, prune with proof, export with parity, validate, release."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from deploy.bundle import verify
+from deploy.predictor import Predictor
+from pipeline.errors import UserError, VerdictError
+from stages import distill, export, prune, release, train, validate
+from stages.exporting import onnx_file
+
+TRAINING = {"steps": 3, "batch_size": 4, "device": "cpu", "optimizer": {"name": "adamw", "lr": 1e-3, "warmup": 1}}
+METHODS = {
+    "pkd": {"name": "pkd", "weight": 4},
+    "head": {"name": "head", "rois": 8, "proposals": 16, "warmup": 2, "lr_scale": 0.1},
+}
+
+
+def make(folder, name, stage, config, **slots):
+    """Run a stage in a folder and place what it made."""
+    directory = folder / name
+    directory.mkdir()
+    return stage.run(stage.Config(**config), directory, **slots).placed(directory, name=name, key=f"{name}-key")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("chain")
+
+
+@pytest.fixture(scope="module")
+def teacher(folder, digits, teacher_settings):
+    return make(folder, "teacher", train, {"detector": teacher_settings, **TRAINING}, data=digits)
+
+
+@pytest.fixture(scope="module")
+def distilled(folder, digits, teacher, student_settings):
+    config = {"student": student_settings, "methods": METHODS, "probes": 3, "images": 20, **TRAINING}
+    return make(folder, "distilled", distill, config, data=digits, teacher=teacher)
+
+
+@pytest.fixture(scope="module")
+def student(folder, digits, distilled):
+    return make(folder, "student", prune, {}, checkpoint=distilled, data=digits)
+
+
+@pytest.fixture(scope="module")
+def onnx(folder, digits, student):
+    config = {"score_threshold": 0.001, "parity_images": 6}
+    return make(folder, "onnx", export, config, checkpoint=student, data=digits)
+
+
+def test_student_and_control_begin_with_the_same_weights(tmp_path, digits, student_settings, teacher):
+    """A gain must not come from another start: with the learning rate at zero both end where they began."""
+    still = {**TRAINING, "steps": 1, "optimizer": {"name": "sgd", "lr": 1e-30, "weight_decay": 0}}
+    control = make(tmp_path, "control", train, {"detector": student_settings, **still}, data=digits)
+    config = {"student": student_settings, "methods": METHODS, **still}
+    helped = make(tmp_path, "helped", distill, config, data=digits, teacher=teacher)
+    alone, both = load_file(control.path(control.weights)), load_file(helped.path(helped.weights))
+    for key, value in alone.items():
+        torch.testing.assert_close(both[f"student.{key}"], value)
+
+
+def test_distilled_checkpoint_holds_student_and_methods_but_no_teacher(distilled):
+    keys = load_file(distilled.path(distilled.weights)).keys()
+    assert {key.split(".")[0] for key in keys} == {"student", "methods"}
+    assert any(key.startswith("methods.head.assistant.") for key in keys)
+    assert distilled.images == 20
+    assert distilled.teacher == "teacher-key"
+    assert distilled.methods_flops > 0
+
+
+def test_all_losses_are_logged(distilled):
+    rows = [json.loads(line) for line in distilled.path("metrics.jsonl").read_text().splitlines()]
+    names = {"student/cls", "student/box", "pkd/feature", "head/assist_cls", "head/assist_box", "head/akd", "head/ckd"}
+    assert names <= rows[-1].keys()
+
+
+def test_prune_proves_that_the_student_is_alone(student, distilled):
+    proof = student.proof
+    assert proof.probes == 3
+    assert proof.parameters == distilled.parameters
+    assert set(proof.removed) == {"head.assistant", "head.akd_adapters", "head.ckd_adapter"}
+    assert proof.removed_parameters == sum(proof.removed.values())
+    assert proof.removed_flops > 0
+    assert not any("methods" in key or "assistant" in key for key in load_file(student.path(student.weights)))
+
+
+@pytest.fixture
+def tampered(tmp_path, distilled):
+    """A copy of the distilled checkpoint whose tensors a test has changed."""
+
+    def change(function):
+        copy = tmp_path / "tampered"
+        shutil.copytree(distilled.directory, copy)
+        state = load_file(copy / distilled.weights)
+        function(state)
+        save_file(state, copy / distilled.weights)
+        return distilled.placed(copy, name="distilled", key="tampered")
+
+    return change
+
+
+def test_a_planted_assistant_fails_the_prune(tmp_path, digits, tampered):
+    def plant(state):
+        state["student.assistant.weight"] = torch.ones(3)
+
+    with pytest.raises(VerdictError, match=r"assistant\.weight is no tensor of the student"):
+        make(tmp_path, "student", prune, {}, checkpoint=tampered(plant), data=digits)
+
+
+def test_a_tensor_of_nobody_fails_the_prune(tmp_path, digits, tampered):
+    def plant(state):
+        state["teacher.weight"] = torch.ones(3)
+
+    with pytest.raises(VerdictError, match=r"teacher\.weight belongs neither to the student nor to a method"):
+        make(tmp_path, "student", prune, {}, checkpoint=tampered(plant), data=digits)
+
+
+def test_changed_weights_do_not_reproduce_the_probes(tmp_path, digits, tampered):
+    def nudge(state):
+        state["student.head.classification_head.cls_logits.bias"] += 1e-3
+
+    with pytest.raises(VerdictError, match="scores differ from those before pruning"):
+        make(tmp_path, "student", prune, {}, checkpoint=tampered(nudge), data=digits)
+
+
+def test_export_agrees_with_pytorch_on_images(onnx):
+    assert onnx.parity.passed
+    assert onnx.parity.matched > 0
+    assert onnx.opset == onnx_file.OPSET
+    assert onnx.initialisers > 10
+
+
+def test_exported_file_takes_any_batch(onnx, digits):
+    images = sorted(digits.folder("val").glob("*.jpg"))[:5]
+    with Predictor.open(onnx.path(onnx.file)) as predictor:
+        one_by_one = [predictor([image])[0] for image in images]
+        together = predictor(images)
+    for alone, batched in zip(one_by_one, together, strict=True):
+        assert alone.labels.tolist() == batched.labels.tolist()
+        assert alone.boxes_xyxy == pytest.approx(batched.boxes_xyxy, abs=1e-3)
+
+
+def test_a_planted_weight_fails_the_export(tmp_path, digits, student, monkeypatch):
+    """An exporter that carries a tensor which is not the student's: here an addend in the graph."""
+
+    class Leaking(onnx_file.Graph):
+        def __init__(self, detector, count):
+            super().__init__(detector, count)
+            self.assistant = torch.nn.Parameter(torch.linspace(0, 1e-6, 1000))
+
+        def forward(self, images_BHWC):
+            boxes, scores, labels = super().forward(images_BHWC)
+            return boxes, scores + self.assistant, labels
+
+    monkeypatch.setattr(onnx_file, "Graph", Leaking)
+    with pytest.raises(VerdictError, match=r"1 initialisers of the ONNX file are not the student's: .*assistant"):
+        make(tmp_path, "onnx", export, {}, checkpoint=student, data=digits)
+
+
+def test_export_fails_where_file_and_pytorch_disagree(tmp_path, digits, student):
+    with pytest.raises(VerdictError, match="does not detect what PyTorch detects"):
+        make(tmp_path, "onnx", export, {"parity_box_px": 1e-12, "parity_score": 1e-12}, checkpoint=student, data=digits)
+
+
+def test_a_two_stage_teacher_is_refused_by_export(tmp_path, digits, teacher):
+    with pytest.raises(UserError, match="faster_rcnn has no static graph"):
+        make(tmp_path, "onnx", export, {}, checkpoint=teacher, data=digits)
+
+
+@pytest.fixture(scope="module")
+def accuracy(folder, digits, teacher, distilled, student, onnx):
+    return make(folder, "accuracy", validate, {}, data=digits, checkpoints=[teacher, distilled, student], models=[onnx])
+
+
+def test_every_model_is_measured_and_the_rows_form_a_chain(accuracy):
+    rows = {row.name: row for row in accuracy.rows}
+    assert [row.kind for row in accuracy.rows] == ["trained", "distilled", "pruned", "exported"]
+    assert rows["onnx"].source == rows["student"].key
+    assert rows["student"].source == rows["distilled"].key
+    assert rows["distilled"].source == rows["teacher"].key
+    assert rows["onnx"].crosschecked
+    assert rows["distilled"].statistics == rows["student"].statistics
+    assert rows["student"].statistics["ap"] == pytest.approx(rows["onnx"].statistics["ap"], abs=1e-3)
+    assert set(rows["onnx"].per_class) == {str(digit) for digit in range(10)}
+
+
+def test_release_carries_what_was_measured_and_verifies(tmp_path, digits, onnx, accuracy):
+    slots = {"data": digits, "models": [onnx], "accuracy": [accuracy], "latency": []}
+    made = make(tmp_path, "bundle", release, {"sample": True, "licence": "cc-by-2.0"}, **slots)
+    folder = made.path(made.folder)
+    manifest = json.loads((folder / "release.json").read_text())
+    assert manifest["accuracy"]["statistics"]["ap"] == accuracy.rows[-1].statistics["ap"]
+    assert manifest["provenance"]["dataset_fingerprint"] == digits.fingerprint
+    assert manifest["files"]["model.onnx"]["sha256"] == onnx.sha256
+    assert [check.passed for check in verify(folder)] == [True, True, True]
+
+
+def test_release_refuses_a_file_nobody_measured(tmp_path, digits, onnx, accuracy):
+    other = onnx.model_copy(update={"sha256": "0" * 64}).placed(onnx.directory, name="other", key="other")
+    with pytest.raises(UserError, match="no AP was measured on other"):
+        make(tmp_path, "bundle", release, {}, data=digits, models=[other], accuracy=[accuracy], latency=[])
+
+
+def test_weights_of_another_detector_are_refused(tmp_path, digits, teacher, student_settings):
+    config = {"detector": student_settings, "weights": str(teacher.path(teacher.weights)), **TRAINING}
+    with pytest.raises(UserError, match=r"not a checkpoint of RetinaNet"):
+        make(tmp_path, "wrong", train, config, data=digits)
+
+
+def test_a_pickle_is_refused(tmp_path, digits, student_settings):
+    file = tmp_path / "model.pt"
+    torch.save({"model": pytest.ExitCode.OK}, file)
+    config = {"detector": student_settings, "weights": str(file), **TRAINING}
+    with pytest.raises(UserError, match="not a checkpoint of RetinaNet"):
+        make(tmp_path, "wrong", train, config, data=digits)
+
+
+def test_same_seed_same_weights(tmp_path, digits, distilled, teacher, student_settings):
+    config = {"student": student_settings, "methods": METHODS, "probes": 3, "images": 20, **TRAINING}
+    again = make(tmp_path, "again", distill, config, data=digits, teacher=teacher)
+    a, b = load_file(distilled.path(distilled.weights)), load_file(again.path(again.weights))
+    assert all(torch.equal(a[key], b[key]) for key in a)

@@ -1,0 +1,157 @@
+"""The loop: the same seed gives the same bits, also after a kill; a loss that is not finite is named."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import PipelineError
+from stages.training.clock import Clock
+from stages.training.loop import Trainer, TrainingConfig
+from stages.training.optimizer import OptimizerConfig, milestones, rate
+
+
+class Nothing:
+    def to(self, device):
+        return self
+
+
+class Task(nn.Module):
+    """A regression with batch normalisation and a random number in its loss, as RoI sampling has."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(1))
+        self.student(torch.zeros(2, 3, 6, 6))
+        self.clocks = []
+
+    def parameter_groups(self):
+        return [(list(self.student.parameters()), 1.0)]
+
+    def forward(self, images, targets, clock):
+        self.clocks.append(clock)
+        return {"fit": (self.student(images) - 1).square().mean() + torch.rand(()) * self.student(images).mean()}
+
+
+def batches(first_step):
+    for step in itertools.count(first_step):
+        yield torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(step)), Nothing()
+
+
+def config(**settings):
+    return TrainingConfig(
+        **{
+            "steps": 12,
+            "device": "cpu",
+            "checkpoint_every": 4,
+            "log_every": 2,
+            "optimizer": {"name": "adamw", "lr": 0.01, "warmup": 3, "schedule": "cosine", "clip": 1.0},
+            **settings,
+        }
+    )
+
+
+def state(trainer):
+    return {key: value.clone() for key, value in trainer.task.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(step):
+    for number, batch in enumerate(batches(0)):
+        if number == step:
+            raise Killed
+        yield batch
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, ema, optimizer):
+    settings = config(ema=ema, optimizer={"name": optimizer, "lr": 0.01, "warmup": 3, "schedule": "step"})
+    whole = Trainer(Task(), settings, 5, tmp_path / "whole")
+    (tmp_path / "whole").mkdir()
+    whole.fit(batches)
+    (tmp_path / "killed").mkdir()
+    with pytest.raises(Killed):
+        Trainer(Task(), settings, 5, tmp_path / "killed").fit(lambda first: killed_at(10))
+    again = Trainer(Task(), settings, 5, tmp_path / "killed")
+    fitted = again.fit(batches)
+    assert same(state(whole), state(again))
+    assert fitted.iterations == 12
+    assert again.task.clocks[0].iteration == 8  # it went on from the checkpoint and did not begin anew
+
+    def losses(folder):
+        rows = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        return [(row["step"], row["fit"]) for row in rows]
+
+    assert losses("killed") == losses("whole")
+
+
+def test_another_seed_gives_other_weights(tmp_path):
+    runs = []
+    for seed in (0, 1):
+        directory = tmp_path / str(seed)
+        directory.mkdir()
+        trainer = Trainer(Task(), config(seed=seed), 5, directory)
+        trainer.fit(batches)
+        runs.append(state(trainer))
+    assert not same(*runs)
+
+
+def test_averaged_weights_are_kept(tmp_path):
+    trained = {}
+    for ema in (None, 0.5):
+        directory = tmp_path / str(ema)
+        directory.mkdir()
+        trainer = Trainer(Task(), config(ema=ema), 5, directory)
+        trainer.fit(batches)
+        trained[ema] = state(trainer)
+    assert not same(trained[None], trained[0.5])
+
+
+def test_a_loss_that_is_not_finite_is_named(tmp_path):
+    class Broken(Task):
+        def forward(self, images, targets, clock):
+            losses = super().forward(images, targets, clock)
+            return {**losses, "head/akd": losses["fit"] * (float("nan") if clock.iteration == 3 else 1.0)}
+
+    with pytest.raises(PipelineError, match=r"step 3: loss \{'head/akd': nan\}"):
+        Trainer(Broken(), config(), 5, tmp_path).fit(batches)
+
+
+def test_evaluation_while_training_is_logged(tmp_path):
+    Trainer(Task(), config(validate_every=5), 5, tmp_path).fit(batches, lambda kept: {"val/ap": 0.25})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "val/ap" in row] == [5, 10, 12]
+
+
+def test_clock_counts_epochs_and_knows_the_milestones(tmp_path):
+    task = Task()
+    Trainer(task, config(optimizer={"schedule": "step", "warmup": 0}), 5, tmp_path).fit(batches)
+    assert [clock.epoch for clock in task.clocks] == [0] * 5 + [1] * 5 + [2] * 2
+    assert task.clocks[0] == Clock(0, 12, 5, (8, 11))
+
+
+def test_rates():
+    step = OptimizerConfig(lr=1.0, warmup=10, schedule="step")
+    assert milestones(step, 120) == (80, 110)
+    found = [rate(step, k, 120) for k in (0, 5, 10, 79, 80, 110)]
+    assert found == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.01])
+    cosine = OptimizerConfig(lr=1.0, warmup=0, schedule="cosine")
+    assert [rate(cosine, k, 100) for k in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
+    assert rate(OptimizerConfig(lr=1.0, warmup=0, schedule="constant"), 99, 100) == 1
+
+
+def test_one_length():
+    with pytest.raises(ValueError, match="either `steps` or `epochs`"):
+        TrainingConfig()
+    assert TrainingConfig(epochs=1.5).iterations(100) == 150
