@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel
 from stages.artifacts.reports import AccuracyReport, LatencyReport, Report
 from stages.evaluation.report import sections
-from stages.evaluation.report.chain import chains, distinct, explained, hops
+from stages.evaluation.report.chain import Hop, chains, distinct, explained, hops
 from stages.evaluation.report.comparison import Comparison, compare
 from stages.evaluation.report.evidence import Evidence, Roles, stage_of
 from stages.evaluation.report.gates import Gates, failure, judge, junit, verdict
@@ -83,7 +83,7 @@ def run(
         title="Headstart report",
         verdict=verdict(gates),
         passed=all(gate.passed for gate in gates) if gates else None,
-        lead=[gain.sentence, *explained(all_hops)[-1:]],
+        lead=lead(gain, longer, hops(found[0], evidence) if found else []),
         facts=facts(evidence, gain),
         gates=gates,
         sections=[
@@ -114,11 +114,17 @@ def run(
         "report.md": markdown(page),
         "report.json": json.dumps(record, indent=1) + "\n",
         "junit.xml": junit(gates),
-        "summary.txt": summary(evidence, page, longer),
+        "summary.txt": summary(evidence, page),
     }
     for name, text in written.items():
         (directory / name).write_text(text, encoding="utf-8")
     return Report(gates=tuple(gates), failures=tuple(failure(gate) for gate in gates if not gate.passed))
+
+
+def lead(gain: Comparison, longer: Comparison, shipped: Sequence[Hop]) -> list[str]:
+    """What to know before all else: the gain over both controls, and what the hops of the file that ships lost."""
+    compared = [f"against {one.control}: {one.sentence}" for one in (gain, longer) if one.pairs]
+    return [*(compared or [gain.sentence]), *explained(shipped)[-1:]]
 
 
 def facts(evidence: Evidence, gain: Comparison) -> list[tuple[str, str]]:
@@ -149,12 +155,11 @@ def row_record(evidence: Evidence, index: int) -> dict[str, Any]:
     return record | {"latency": timed.model_dump(mode="json", include=measured) if timed else None}
 
 
-def summary(evidence: Evidence, page: Page, longer: Comparison) -> str:
+def summary(evidence: Evidence, page: Page) -> str:
     """The result for the terminal: the table, the gain, the gates."""
     table = sections.result_table(evidence)
     lines = list(columns([table.head, *table.rows]))
     lines += ["", *(sentence(one) for one in page.lead)]
-    lines += [f"Against {longer.control}: {longer.sentence}."] if longer.pairs else []
     lines += ["", sentence(page.verdict)]
     marks = [
         ("passed" if gate.passed else "FAILED", gate.name, f"asked {gate.asked}", gate.measured) for gate in page.gates

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from stages.artifacts.reports import AccuracyRow
 from stages.evaluation.report.evidence import Evidence
-from stages.evaluation.report.wording import ap, counted, listed
+from stages.evaluation.report.wording import ap, listed
 
 Chain = list[AccuracyRow]
 VISIBLE = 0.0005  # a difference of AP below it prints as 0.0
@@ -36,11 +36,14 @@ class Hop(BaseModel):
 
 
 def chains(evidence: Evidence) -> list[Chain]:
-    """One chain for each model that nothing measured was made from, first ancestor first; single models are none."""
+    """One chain for each model that nothing measured was made from, first ancestor first; single models are none.
+
+    Chains that end in a file that ships come first.
+    """
     ancestors = {key for row in evidence.rows for key in list(evidence.lineage(row.key))[1:]}
     ends = [row for row in evidence.rows if row.key not in ancestors]
     found = [_chain(row, evidence) for row in ends]
-    return [chain for chain in found if len(chain) > 1]
+    return sorted((chain for chain in found if len(chain) > 1), key=lambda chain: chain[-1].kind != "exported")
 
 
 def _chain(end: AccuracyRow, evidence: Evidence) -> Chain:
@@ -83,7 +86,7 @@ def explained(found: Sequence[Hop]) -> list[str]:
     lossy = sorted((pair for pair in measured if pair[0] >= VISIBLE), key=lambda pair: -pair[0])
     if not lossy:
         steps = listed([f"{hop.source} to {hop.target}" for _, hop in measured])
-        return [*words, f"after the training no AP was lost at {counted(len(measured), 'hop')}: {steps}"]
+        return [*words, f"no AP was lost after the training ({steps})"]
     most, worst = lossy[0]
     words.append(f"after the training the hop from {worst.source} to {worst.target} lost the most: {ap(most)} AP")
     if others := [f"{hop.source} to {hop.target} {ap(lost)}" for lost, hop in lossy[1:]]:

@@ -73,15 +73,23 @@ class Comparison:
         return self.bounds is not None and self.bounds[0] > 0
 
     @property
+    def _noun(self) -> str:
+        """Pairs are seeds, unless a matrix has made several of one seed."""
+        seeds = [pair.trained[0].seed for pair in self.pairs if pair.trained]
+        return "seed" if len(set(seeds)) == len(seeds) else "pair"
+
+    @property
     def sentence(self) -> str:
         """`gain 2.1 AP, 95 % interval [1.2, 3.0], 3 seeds`, or that none is shown."""
         if self.mean is None or self.bounds is None:
             return f"gain over {self.control} not measured: {self.missing}"
         number = f"{ap(self.mean)} AP" if self.shown else f"difference {signed_ap(self.mean)} AP"
         confidence = 100 * self.pairs[0].gain.confidence
-        found = f"{number}, {confidence:.0f} % interval {interval(*self.bounds)}, {counted(len(self.pairs), 'seed')}"
+        found = (
+            f"{number}, {confidence:.0f} % interval {interval(*self.bounds)}, {counted(len(self.pairs), self._noun)}"
+        )
         if self.spread is not None:
-            found += f" (sd {ap(self.spread)} over seeds)"
+            found += f" (sd {ap(self.spread)} over {self._noun}s)"
         if self.shown:
             return f"gain {found}"
         return f"worse than its control: {found}" if self.bounds[1] < 0 else f"no gain shown: {found}"
@@ -165,7 +173,9 @@ def fairness(comparison: Comparison, same_length: bool) -> list[str]:
     checked += " and settings of training" if recorded else " (their other settings are not recorded)"
     if found:
         return [f"the comparison is not like with like, student and {comparison.control} differ in: {'; '.join(found)}"]
-    return [f"student and {comparison.control} have the same {checked}; only the student is helped"]
+    return (
+        [f"student and {comparison.control} have the same {checked}; only the student is helped"] if same_length else []
+    )
 
 
 def _differences(student: TrainedDetector, control: TrainedDetector, same_length: bool) -> Iterator[str]:

@@ -124,7 +124,7 @@ def _gate(
     passes: Callable[[float], bool],
     asked: float,
 ) -> Gate:
-    """Passed when there are values and every one of them passes; `measured` tells of each."""
+    """Passed when there are values and every one of them passes; `measured` tells of those that fail."""
 
     def told(one: _Value) -> str:
         if one.value is None:
@@ -133,9 +133,12 @@ def _gate(
         close = not passes(one.value) and unit.text(one.value) == unit.text(asked)
         return f"{one.name}: {unit.text(one.value, 3 if close else 0)}" + (f" ({one.doubt})" if one.doubt else "")
 
-    passed = bool(values) and all(one.value is not None and not one.doubt and passes(one.value) for one in values)
-    measured = "; ".join(told(one) for one in values) or f"not measured: {missing}"
-    return Gate(name=name, asked=demand, measured=measured, passed=passed)
+    failing = [one for one in values if one.value is None or one.doubt or not passes(one.value)]
+    told_of = failing or sorted(values, key=lambda one: abs((one.value or 0) - asked))[:1]  # the closest call
+    measured = "; ".join(told(one) for one in told_of) or f"not measured: {missing}"
+    if len(values) > 1:
+        measured += f" ({len(failing)} of {len(values)} fail)" if failing else f" (the closest of {len(values)})"
+    return Gate(name=name, asked=demand, measured=measured, passed=bool(values) and not failing)
 
 
 def failure(gate: Gate) -> str:

@@ -114,7 +114,7 @@ h3 { font-size: 14px; margin: 22px 0 4px; }
 p { margin: 6px 0; max-width: 46em; }
 .verdict { font-size: 32px; line-height: 1.2; font-weight: 700; margin: 0 0 12px; max-width: none; }
 .good { color: var(--good); } .bad { color: var(--bad); } .none { color: var(--soft); }
-.strong { font-size: 18px; line-height: 1.4; font-weight: 600; }
+.strong { font-size: 17px; line-height: 1.4; font-weight: 600; max-width: 56em; }
 .facts { display: flex; flex-wrap: wrap; gap: 10px 44px; margin: 22px 0 26px; padding: 0; }
 .facts div { min-width: 96px; } .facts dt { font-size: 28px; font-weight: 650; line-height: 1.15; }
 .facts dd { margin: 0; color: var(--soft); font-size: 13px; }

@@ -143,14 +143,14 @@ def _uri(picture: Image.Image, boxes: Sequence[tuple[_Box, str, bool]]) -> str:
     width, height = (max(1, round(side * scale)) for side in picture.size)
     drawn = picture.resize((width, height), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(drawn)
-    font = ImageFont.load_default(14)
+    font = ImageFont.load_default(18)
     for box, colour, dashed in boxes:
         x1, y1, x2, y2 = (scale * value for value in box.xyxy)
         if dashed:
             _dashed(pen, (x1, y1, x2, y2), colour)
             continue
-        pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="black", width=4)  # a rim, for any background
-        pen.rectangle((x1, y1, x2, y2), outline=colour, width=2)
+        pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="black", width=5)  # a rim, for any background
+        pen.rectangle((x1, y1, x2, y2), outline=colour, width=3)
         left, _, right, bottom = pen.textbbox((0, 0), box.text, font=font)
         x = max(0.0, min(x1, width - (right - left) - 4))
         y = y1 - bottom - 3 if y1 > bottom + 3 else y1 + 2  # above the box, or inside it at the top of the image
@@ -168,5 +168,5 @@ def _dashed(pen: ImageDraw.ImageDraw, xyxy: tuple[float, float, float, float], c
         for start in np.arange(0, length, 2 * dash):
             a, b = start / length, min(start + dash, length) / length
             line = (ax + a * (bx - ax), ay + a * (by - ay), ax + b * (bx - ax), ay + b * (by - ay))
-            pen.line(line, fill="black", width=4)
-            pen.line(line, fill=colour, width=2)
+            pen.line(line, fill="black", width=5)
+            pen.line(line, fill=colour, width=3)

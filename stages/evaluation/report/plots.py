@@ -14,7 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = ("#2563eb", "#d97706", "#0f766e", "#9333ea", "#dc2626", "#4b5563", "#65a30d", "#0891b2", "#be185d", "#854d0e")
+from stages.evaluation.report.evidence import stage_of
+
+COLOURS = ("#2563eb", "#d97706", "#0f766e", "#9333ea", "#92400e", "#4b5563", "#65a30d", "#0891b2", "#be185d", "#dc2626")
 _MEASURED = "DejaVu Sans"  # comes with matplotlib, and is wider than what the page then shows: nothing overlaps
 _STYLE: Any = {  # matplotlib types the keys one by one
     "svg.fonttype": "none",  # letters stay letters: searchable and small
@@ -63,25 +65,26 @@ def losses(trainings: Mapping[str, Mapping[str, Series]]) -> str:
     rows = -(-len(trainings) // columns)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9.6, 2.6 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).flat
-        for panel, (title, series) in zip(axes, trainings.items(), strict=False):
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for panel, (title, series) in zip(panels, trainings.items(), strict=False):
             panel.set_title(title)
             panel.set_yscale("log")
             for name, (steps, values) in series.items():
                 if _is_loss(name):
-                    panel.plot(*_thinned(steps, values), color=colours[name], label=name)
+                    panel.plot(*_thinned(steps, values), color=colours[name], label=name.removeprefix("student/"))
             shown = [value for name, (_, values) in series.items() if _is_loss(name) for value in values if value > 0]
             if shown:  # a weight that warms up from 0 must not stretch the axis to nothing
                 panel.set_ylim(bottom=max(min(shown), max(shown) / 3e3))
                 panel.legend(ncols=2 if len(panel.lines) > 4 else 1, loc="upper right", handlelength=1.2)
             panel.set_xlabel("step")
-        for empty in axes:
+            panel.set_xlim(left=0)
+        for empty in panels[len(trainings) :]:
             empty.set_visible(False)
         return _svg(figure)
 
 
 def while_training(ap: Mapping[str, Series], rate: Mapping[str, Series], colours: Mapping[str, str]) -> str:
-    """Validation AP, and the learning rate, over the step of every training."""
+    """Validation AP, and the learning rate, over the step of every training; nodes of a stage share its colour."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9.6, 2.8), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -93,8 +96,10 @@ def while_training(ap: Mapping[str, Series], rate: Mapping[str, Series], colours
             panel.set_xlabel("step")
             for name, (steps, values) in lines.items():
                 x, y = _thinned(steps, values)
-                marker = "o" if len(x) < 20 else ""
-                panel.plot(x, scale * y, color=colours[name], label=name, marker=marker, markersize=3.5)
+                stage, marker = stage_of(name), "o" if len(x) < 20 else ""
+                label = None if stage in panel.get_legend_handles_labels()[1] else stage
+                panel.plot(x, scale * y, color=colours[stage], label=label, marker=marker, markersize=3.5)
+            panel.set_xlim(left=0)
             panel.set_ylim(bottom=0)
             if lines:
                 panel.legend(loc="best", handlelength=1.2)

@@ -8,7 +8,7 @@ from statistics import fmean
 from stages.artifacts.checkpoint import Checkpoint, TrainedDetector
 from stages.artifacts.reports import AccuracyRow, LatencyRow
 from stages.evaluation.report import plots
-from stages.evaluation.report.chain import Chain, Hop, explained, hops
+from stages.evaluation.report.chain import Chain, Hop, distinct, explained, hops
 from stages.evaluation.report.comparison import Comparison, fairness, times
 from stages.evaluation.report.evidence import Evidence, mean_ap, stage_of
 from stages.evaluation.report.page import Plot, Section, Table
@@ -90,18 +90,30 @@ def chain(found: Sequence[Chain], evidence: Evidence) -> Section:
     """Teacher to shipped file, hop by hop."""
     if not found:
         return Section("Which hop lost AP", sentences=["no two measured models were made one from the other"])
-    tables, strong, sentences = [], "", []
-    for one in found:
-        steps = hops(one, evidence)
-        words = explained(steps)
-        strong = strong or words[-1]
-        for word in words:
-            if word != strong and word not in sentences:
-                sentences.append(word)
-        lines = [_hop_line(row, hop) for row, hop in zip(one, [None, *steps], strict=True)]
-        head = ("model", "form", "what this hop did", "AP", "AP50", "change of AP")
+    shown = [one for one in found if one[-1].kind == "exported"] or list(found)
+    words = list(dict.fromkeys(word for one in shown for word in explained(hops(one, evidence))))
+    head = ("model", "form", "what this hop did", "AP", "AP50", "change of AP")
+    tables = []
+    for one in shown:
+        lines = [_hop_line(row, hop) for row, hop in zip(one, [None, *hops(one, evidence)], strict=True)]
         tables.append(Table(head, lines, words=3, title=f"{one[0].name} to {one[-1].name}" if len(found) > 1 else ""))
-    return Section("Which hop lost AP", strong=strong, sentences=sentences, tables=tables)
+    told = {hop for one in shown for hop in hops(one, evidence)}
+    if others := [hop for one in found for hop in hops(one, evidence) if hop not in told]:
+        lines = [
+            (
+                hop.source,
+                hop.target,
+                "gap" if hop.kind == "gap" else "conversion",
+                ap(hop.source_ap),
+                ap(hop.target_ap),
+                signed_ap(hop.lost and -hop.lost),
+            )
+            for hop in distinct(others)
+        ]
+        head = ("from", "to", "kind of change", "AP", "AP after", "change of AP")
+        tables.append(Table(head, lines, words=3, title="Hops of models that do not ship"))
+    strong = next(word for word in reversed(words))
+    return Section("Which hop lost AP", strong, [word for word in words if word != strong], tables)
 
 
 def _hop_line(row: AccuracyRow, hop: Hop | None) -> tuple[str, ...]:
@@ -234,7 +246,8 @@ def classes(evidence: Evidence) -> Section:
     lines.append(("all", f"{sum(boxes.values()):,}", *map(ap, means), change))
     several = [f"{stage} ({len(rows)} nodes)" for stage, rows in columns.items() if len(rows) > 1]
     notes = [f"means over nodes: {listed(several)}"] if several else []
-    notes.append(f"{MISSING} stands for a class without an object in the validation images, or for no measurement")
+    if any(boxes.get(name, 0) == 0 for name in evidence.data.classes):
+        notes.append("a class without an object in the validation images has no AP")
     head = ("class", "objects", *columns, "student - control")
     return Section("AP by class", tables=[Table(head, lines)], notes=notes)
 
@@ -254,14 +267,21 @@ def training(evidence: Evidence) -> Section:
         return Section("Training", sentences=["no training left its metrics"])
     aps = {name: found["val/ap"] for name, found in series.items() if "val/ap" in found}
     rates = {name: found["lr"] for name, found in series.items() if "lr" in found}
-    by_stage = _colours(evidence)
-    colours = {name: by_stage[stage_of(name)] for name in series}
     shown = [
-        Plot(plots.while_training(aps, rates, colours), "AP on the validation images and learning rate, by step"),
+        Plot(
+            plots.while_training(aps, rates, _colours(evidence)),
+            "AP on the validation images and learning rate, by step",
+        ),
         Plot(plots.losses(series), "weighted losses, by step, on a logarithmic axis"),
     ]
+    dead = [
+        f"loss {term} of {name} was 0 throughout: it taught nothing"
+        for name, found in series.items()
+        for term, (_, values) in found.items()
+        if term != "lr" and not term.startswith("val/") and not any(values)
+    ]
     notes = ["AP while training is for watching; the AP that counts is that of the table of models"] if aps else []
-    return Section("Training", plots=shown, notes=notes)
+    return Section("Training", sentences=dead, plots=shown, notes=notes)
 
 
 def latency(evidence: Evidence) -> Section:
@@ -274,10 +294,10 @@ def latency(evidence: Evidence) -> Section:
         cores = row.machine.get("cores", "?")
         where = f"{row.machine.get('cpu', 'an unnamed CPU')} ({cores} cores, {row.threads} used), {row.backend}"
         memory = "" if row.peak_memory_mb is None else f"; the process held {row.peak_memory_mb:.0f} MB at most"
-        sentences.append(f"{row.name}: batch of one, {millions(row.flops)} operations, on {where}{memory}")
+        sentences.append(f"model {row.name}: batch of one, {millions(row.flops)} operations, on {where}{memory}")
         if not row.reliable:
             reasons = "; ".join(row.evidence.get("reasons", ())) or "the benchmark gives no reason"
-            sentences.append(f"{row.name}: UNRELIABLE, do not quote it: {reasons}")
+            sentences.append(f"model {row.name}: UNRELIABLE, do not quote it: {reasons}")
         tables.append(_latency_table(row, title=row.name if len(rows) > 1 else ""))
     parts = {
         row.name: {step: row.steps[step]["mean"] or 0.0 for step in STEPS[:-1] if step in row.steps} for row in rows
@@ -303,7 +323,7 @@ def proofs(evidence: Evidence) -> Section:
         if isinstance(one, Checkpoint) and one.proof is not None:
             proof = one.proof
             sentences.append(
-                f"{one.name}: {counted(proof.removed_tensors, 'tensor')} of assistants and adapters removed "
+                f"pruning {one.name}: {counted(proof.removed_tensors, 'tensor')} of assistants and adapters removed "
                 f"({millions(proof.removed_parameters)} numbers, {megabytes(proof.removed_bytes)} MB), and "
                 f"{millions(proof.removed_flops)} operations an image that only training paid; what is left has exactly "
                 f"the {proof.parameters:,} parameters of a student that was never helped, and in a fresh process gave "
@@ -313,15 +333,17 @@ def proofs(evidence: Evidence) -> Section:
     for model in evidence.models:
         parity = model.parity
         sentences.append(
-            f"{model.name}: against {parity.reference} on {counted(parity.images, 'validation image')}: {parity.sentence}; all "
-            f"{model.initialisers:,} weights in the file are traced to tensors of {parity.reference}"
+            f"export {model.name}: compared with {parity.reference} on {counted(parity.images, 'validation image')}: "
+            f"{parity.sentence}; all {model.initialisers:,} weights in the file are traced to tensors of {parity.reference}"
         )
     if not sentences:
         return Section("Proofs", sentences=["nothing was pruned or exported"])
     tables = [Table(("student", "removed", "parameters"), lines, words=2)] if lines else []
-    sizes = [(row.name, FORMS[row.kind], f"{row.parameters:,}", megabytes(row.bytes)) for row in evidence.rows]
-    if sizes:
-        tables.append(Table(("file", "form", "parameters", "MB"), sizes, words=2, title="Sizes"))
+    row, teacher = shipped(evidence), next(iter(evidence.of_stage(evidence.roles.teacher)), None)
+    if row is not None and teacher is not None:
+        sentences.append(
+            f"size: {row.name} has {megabytes(row.bytes)} MB, {teacher.name} {megabytes(teacher.bytes)} MB"
+        )
     return Section("Pruning, export, sizes", sentences=sentences, tables=tables)
 
 
@@ -358,7 +380,7 @@ def provenance(evidence: Evidence) -> Section:
         lines.append((one.name, one.key[:16] or MISSING, hashes.get(one.key, "")[:16] or MISSING, seed, code, took))
         versions |= record.get("versions", {})
         if adopted := record.get("adopted_from"):
-            sentences.append(f"{one.name} was made by older code and kept on request (key {adopted['key'][:16]})")
+            sentences.append(f"node {one.name} was made by older code and kept on request (key {adopted['key'][:16]})")
     sentences.append(
         f"data: {data.train.image_count:,} training images with {data.train.box_count:,} objects, {data.val.image_count:,} "
         f"validation images with {data.val.box_count:,}; canvas {data.height} x {data.width} (height x width)"

@@ -68,4 +68,5 @@ def listed(words: Sequence[str]) -> str:
 
 def sentence(text: str) -> str:
     """With a capital in front and a full stop at the end."""
+    text = " ".join(text.split())
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
