@@ -7,6 +7,7 @@ pyramid fits: two-stage teachers are published with weight 6, one-stage teachers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -23,7 +24,11 @@ def standardised(map_BCHW: Tensor, eps: float = 1e-6) -> Tensor:
     """(C, B * H * W) with mean 0 and unbiased standard deviation 1; `eps` is added to the deviation, as published."""
     precise = map_BCHW if map_BCHW.dtype == torch.float64 else map_BCHW.float()  # eps is subnormal in half precision
     rows = precise.transpose(0, 1).flatten(1)
-    return (rows - rows.mean(1, keepdim=True)) / (rows.std(1, keepdim=True) + eps)
+    centred = rows - rows.mean(1, keepdim=True)
+    # torch.std, by a norm of what is centred anyway: it took a third of the method's time, and its gradient at 0 is 0 too.
+    # One value a channel gives 0 / 0: NaN, as in the original.
+    deviation = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / math.sqrt(rows.shape[1] - 1)
+    return centred * (1 / (deviation + eps))
 
 
 def pkd_loss(student_BCHW: Tensor, teacher_BCHW: Tensor, resize: Literal["student", "teacher"] = "student") -> Tensor:
