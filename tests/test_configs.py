@@ -1,0 +1,79 @@
+"""The configs that are shipped: each is complete, wires, compares like with like, and says how to run it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import graph
+from stages.training.session import SessionConfig
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+FILES = {"annotations", "weights", "backbone_weights"}  # settings that name a file
+LENGTH = {"steps", "epochs", "validate_every"}
+
+
+def place_files(settings, folder):
+    """Make the files and folders that a config names, empty: loading reads none of them."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            if key == "images" and isinstance(value, str):
+                (folder / value).mkdir(parents=True, exist_ok=True)
+            elif key in FILES and isinstance(value, str):
+                (folder / value).parent.mkdir(parents=True, exist_ok=True)
+                (folder / value).touch()
+            else:
+                place_files(value, folder)
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def config(request):
+    return request.param
+
+
+@pytest.fixture
+def nodes(config, tmp_path, monkeypatch):
+    """The nodes of a config, loaded where the files it names exist."""
+    place_files(yaml.safe_load(config.read_text()), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return {node.name: node for node in graph.load(config, (), "stages").nodes}
+
+
+def recipe(node, without=frozenset()):
+    """All that decides how a detector is trained, but for what a method adds."""
+    settings = node.config.model_dump()
+    return {name: settings[name] for name in SessionConfig.model_fields if name not in without}
+
+
+def test_the_whole_chain_is_there(nodes):
+    uses = {node.uses for node in nodes.values()}
+    assert uses >= {"dataset", "train", "distill", "prune", "export", "validate", "benchmark", "report", "release"}
+
+
+def test_student_and_control_differ_in_the_help_alone(nodes):
+    pairs = [(node, nodes[name.replace("distilled", "control")]) for name, node in nodes.items() if "distilled" in name]
+    assert pairs
+    for distilled, control in pairs:
+        assert distilled.config.student.dump() == control.config.detector.dump()
+        assert recipe(distilled) == recipe(control)
+
+
+@pytest.mark.parametrize("config", [ROOT / "configs" / "quickstart.yaml"], indirect=True, ids=["quickstart"])
+def test_the_longer_control_is_only_longer(nodes):
+    control, longer = nodes["control"], nodes["control_equal_time"]
+    assert recipe(longer, LENGTH) == recipe(control, LENGTH)
+    assert longer.config.detector.dump() == control.config.detector.dump()
+    assert longer.config.steps > control.config.steps
+
+
+def test_its_head_says_how_to_run_it(config):
+    head = [line for line in config.read_text().splitlines() if line.startswith("#")]
+    assert any(f"pipeline run configs/{config.name}" in line for line in head)
+
+
+@pytest.mark.parametrize("name", ["head_r50_to_r18", "pkd_r50_to_r18"])
+def test_what_was_not_run_says_so(name):
+    text = (ROOT / "configs" / f"{name}.yaml").read_text()
+    assert "NOT EXECUTED HERE" in text
+    assert "Not as published" in text
