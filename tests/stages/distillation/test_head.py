@@ -221,3 +221,120 @@ def test_golden_imitation():
     assert imitation(x, target).item() == pytest.approx((1 + 0 + 1 + 4 + 9 + 16) / 6)
     assert imitation(x, 2 * target, normalise=True).item() == pytest.approx((4 + 1 + 0 + 1 + 4 + 9) / 6 / 4)
     assert math.isfinite(imitation(torch.zeros(0, 3), torch.zeros(0, 3)).item())
+
+
+@pytest.fixture
+def trained(build, student_settings, teacher_settings):
+    """HEAD on a tiny pair, with the records of one batch."""
+    from pipeline.config import Choice
+    from stages.distillation.method import DistillationBatch, DistillationMethod
+
+    student, teacher = build(student_settings).train(), build(teacher_settings).eval().requires_grad_(False)
+    settings = {"name": "head", "rois": 8, "proposals": 16, "warmup": 0}
+    choice = Choice.parse(DistillationMethod, settings)
+    method = choice.cls(choice.config, student, teacher)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    targets = Targets([torch.tensor([[8.0, 8, 40, 40]])] * 2, [torch.tensor([1])] * 2, [(64, 64)] * 2)
+    features = student.features(images)
+    for level in features.levels:
+        level.retain_grad()
+    predictions = student.predict(features, targets)
+    batch = DistillationBatch(images, targets, student, features, predictions, clock(5), teacher)
+    return student, teacher, method, batch
+
+
+def learns(module):
+    return any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+def test_akd_reaches_assistant_and_neck_but_not_the_dense_head(trained):
+    student, _, method, batch = trained
+    method(batch)["akd"].backward()
+    assert learns(method.assistant)
+    assert learns(student.backbone)
+    assert not learns(student.head)
+    assert batch.features.levels[0].grad.abs().sum() > 0
+
+
+def test_ckd_reaches_the_class_tower_but_neither_assistant_nor_outputs_nor_box_branch(trained):
+    student, _, method, batch = trained
+    method(batch)["ckd"].backward()
+    assert learns(student.head.classification_head.conv)
+    assert learns(student.backbone)
+    assert not learns(student.head.classification_head.cls_logits)
+    assert not learns(student.head.regression_head)
+    assert not learns(method.assistant)
+
+
+def test_assistant_begins_with_the_teachers_weights(trained):
+    _, teacher, method, _ = trained
+    mine, theirs = method.assistant.head.state_dict(), teacher.roi_heads.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_on_the_teachers_own_features_with_identity_adapters_akd_is_zero(trained):
+    _, teacher, method, batch = trained
+    from stages.detection.roi_head import RoIHead
+
+    assistant = RoIHead(teacher.roi_heads.config, teacher.roi_heads.channels, teacher.strides, teacher.classes)
+    assistant.load_state_dict(teacher.roi_heads.state_dict())
+    rois = batch.rois(method.proposal_settings, method.sampling)
+    mine = assistant(batch.teacher_features.levels, rois).hidden
+    theirs = teacher.roi_head(batch.teacher_features, rois).hidden
+    assert all(imitation(a, b).item() == 0 for a, b in zip(mine, theirs, strict=True))
+
+
+def test_hidden_layers_and_towers_are_after_their_relu(trained):
+    _, teacher, method, batch = trained
+    rois = batch.rois(method.proposal_settings, method.sampling)
+    for layer in (
+        *method.assistant(batch.features, rois).hidden,
+        *teacher.roi_head(batch.teacher_features, rois).hidden,
+    ):
+        assert layer.min() >= 0
+    assert all(tower.min() >= 0 for tower in batch.predictions.class_tower)
+
+
+def test_the_student_is_the_same_with_and_without_the_method(trained):
+    student, _, method, batch = trained
+    student.eval()
+    with torch.no_grad():
+        before = student(batch.images_BCHW, 20)
+        method(batch)
+        after = student(batch.images_BCHW, 20)
+    assert torch.equal(before.scores_BN, after.scores_BN)
+    assert torch.equal(before.boxes_BN4, after.boxes_BN4)
+
+
+def test_rois_are_made_once_and_shared(trained):
+    *_, method, batch = trained
+    first = batch.rois(method.proposal_settings, method.sampling)
+    assert batch.rois(method.proposal_settings, method.sampling) is first
+    assert not first.boxes_M4.requires_grad
+
+
+def test_gathering_finds_the_cell_each_roi_came_from():
+    """Every cell of every level holds its own code."""
+    shapes, per_cell = [(3, 4), (2, 2)], 3
+    towers, code = [], 0
+    for rows, columns in shapes:
+        cells = torch.arange(code, code + 2 * rows * columns, dtype=torch.float32).view(2, 1, rows, columns)
+        towers.append(cells)
+        code += 2 * rows * columns
+    for level, (rows, columns) in enumerate(shapes):
+        for image in (0, 1):
+            for row in range(rows):
+                for column in range(columns):
+                    for anchor in range(per_cell):
+                        source = torch.tensor([flat_index(level, row, column, anchor, shapes, per_cell)])
+                        found = gather_cells(tuple(towers), torch.tensor([image]), source, per_cell)
+                        assert found.item() == towers[level][image, 0, row, column]
+
+
+def test_nine_equal_blocks_are_one_shared_adapter():
+    shared = torch.nn.Linear(5, 7)
+    layer = PerAnchorLinear(5, 7, 9)
+    layer.linear.load_state_dict({"weight": shared.weight.repeat(9, 1), "bias": shared.bias.repeat(9)})
+    x = torch.randn(12, 5)
+    torch.testing.assert_close(layer(x, torch.arange(12) % 9), shared(x))

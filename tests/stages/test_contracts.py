@@ -1,0 +1,225 @@
+"""What every detector and every method promises; a new file is tested from the moment it exists."""
+
+import pkgutil
+from importlib import import_module
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+import stages
+from pipeline import lookup
+from pipeline.config import BaseConfig, Choice
+from stages.detection.detector import Detector, ProposalSettings, Targets
+from stages.detection.load import checksum
+from stages.distillation.method import DistillationMethod
+from stages.distillation.task import DistillationTask
+from stages.training.clock import Clock
+
+from .conftest import STUDENT, TEACHER
+
+SETTINGS = {"retinanet": STUDENT, "faster_rcnn": TEACHER}  # a tiny form of each detector
+METHODS = {"head": {"rois": 8, "proposals": 16, "warmup": 0}, "pkd": {"weight": 1.0}}  # settings that fit the tiny pair
+SIZE = (96, 128)
+
+
+def detectors():
+    return lookup.names("stages.detection.detectors")
+
+
+def methods():
+    return lookup.names("stages.distillation.methods")
+
+
+def backbones():
+    return ["tiny", "resnet18", "resnet50", "resnet101", "mobilenet_v2"]
+
+
+@pytest.fixture
+def batch():
+    images = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[0, :, 20:60, 30:80] = 250
+    boxes = [torch.tensor([[30.0, 20, 80, 60]]), torch.zeros(0, 4)]
+    return images, Targets(boxes, [torch.tensor([3]), torch.zeros(0, dtype=torch.int64)], [SIZE, (90, 128)])
+
+
+def test_a_new_file_has_tiny_settings_here():
+    assert set(detectors()) <= set(SETTINGS), "say in SETTINGS how the new detector is made small"
+    assert set(methods()) <= set(METHODS), "say in METHODS how the new method is tried on the tiny pair"
+
+
+@pytest.mark.parametrize("name", detectors())
+def test_detector_learns_one_image(name, build, batch):
+    detector = build(SETTINGS[name]).train()
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=3e-3)
+    images, targets = batch
+    totals = []
+    for _ in range(25):
+        losses = detector.loss(detector.predict(detector.features(images), targets), targets)
+        total = torch.stack(list(losses.values())).sum()
+        optimizer.zero_grad()
+        total.backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in detector.parameters())
+        optimizer.step()
+        totals.append(total.item())
+    assert all(loss.item() >= 0 for loss in losses.values())
+    assert sum(totals[-3:]) < 0.6 * sum(totals[:3])
+
+
+@pytest.mark.parametrize("name", detectors())
+def test_every_parameter_of_a_detector_learns(name, build, batch):
+    detector = build(SETTINGS[name]).train()
+    images, targets = batch
+    losses = detector.loss(detector.predict(detector.features(images), targets), targets)
+    torch.stack(list(losses.values())).sum().backward()
+    assert [key for key, p in detector.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", detectors())
+def test_candidates_are_a_fixed_number_best_first_and_of_our_classes(name, build, batch):
+    detector = build(SETTINGS[name]).eval()
+    with torch.no_grad():
+        found = detector(batch[0], 50)
+    assert found.boxes_BN4.shape == (2, 50, 4)
+    assert (found.scores_BN.diff(dim=1) <= 0).all()
+    assert ((found.labels_BN >= 0) & (found.labels_BN < 10)).all()
+
+
+@pytest.mark.parametrize("name", detectors())
+def test_proposals_are_detached_inside_the_image_and_know_their_source(name, build, batch):
+    detector = build(SETTINGS[name]).train()
+    images, targets = batch
+    predictions = detector.predict(detector.features(images), targets)
+    for found, (height, width) in zip(
+        detector.proposals(predictions, targets.sizes, ProposalSettings(20, 0.7, 30)), targets.sizes, strict=True
+    ):
+        assert 0 < len(found.boxes) <= 30
+        assert not found.boxes.requires_grad
+        assert found.boxes.min() >= 0
+        assert (found.boxes.max(0).values <= torch.tensor([width, height, width, height])).all()
+        assert (found.source >= 0).all()
+        assert (found.source < len(predictions.anchors.boxes_A4)).all()
+
+
+@pytest.mark.parametrize("name", detectors())
+def test_a_batch_without_objects_has_finite_losses_and_gradients(name, build, batch):
+    detector = build(SETTINGS[name]).train()
+    empty = Targets([torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2, [SIZE] * 2)
+    losses = detector.loss(detector.predict(detector.features(batch[0]), empty), empty)
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in detector.parameters())
+
+
+@pytest.mark.parametrize("backbone", backbones())
+@pytest.mark.parametrize("name", detectors())
+def test_every_backbone_fits_every_detector(name, backbone, build):
+    settings = {**SETTINGS[name], "backbone": backbone, "trainable_layers": 3, "backbone_norm": "frozen"}
+    detector = build(settings).eval()
+    with torch.no_grad():
+        features = detector.features(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
+    assert [128 // level.shape[-1] for level in features.levels] == list(detector.strides)
+    assert [level.shape[1] for level in features.levels] == list(detector.channels)
+    assert [128 // stage.shape[-1] for stage in features.backbone] == [4, 8, 16, 32]
+    frozen = [p for p in detector.backbone.body.parameters() if not p.requires_grad]
+    assert frozen
+
+
+def test_depthwise_heads_cost_a_fraction(build):
+    from stages.evaluation.flops import inference_flops
+
+    plain = {**STUDENT, "head_convs": 4, "neck_channels": 64}
+    deep = inference_flops(build({**plain, "head_kind": "depthwise"}), *SIZE)
+    assert deep < 0.6 * inference_flops(build(plain), *SIZE)
+
+
+@pytest.fixture
+def pair(build):
+    """A student and a teacher of other strides and, to make adapters, of other channels."""
+    return build({**STUDENT, "neck_channels": 24}), build(TEACHER)
+
+
+def make_method(name, student, teacher, **settings):
+    choice = Choice.parse(DistillationMethod, {"name": name, **METHODS[name], **settings})
+    return choice.cls(choice.config, student, teacher)
+
+
+@pytest.mark.parametrize("name", methods())
+def test_method_lowers_its_own_loss_and_leaves_the_teacher_alone(name, pair, batch):
+    student, teacher = pair
+    before = checksum(teacher)
+    torch.manual_seed(0)
+    task = DistillationTask(student, teacher, {name: make_method(name, student, teacher)})
+    optimizer = torch.optim.AdamW([p for group, _ in task.parameter_groups() for p in group], lr=1e-3)
+    totals = []
+    task.train()
+    for step in range(20):
+        torch.manual_seed(step)
+        losses = task(*batch, Clock(step + 100, 1000, 10))
+        own = {key: loss for key, loss in losses.items() if key.startswith(f"{name}/")}
+        assert own
+        assert all(loss.isfinite() and loss.item() >= 0 for loss in own.values())
+        total = torch.stack(list(own.values())).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert sum(totals[-3:]) < 0.9 * sum(totals[:3])
+    assert checksum(teacher) == before
+    assert not teacher.training
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("name", methods())
+def test_method_keeps_no_detector(name, pair):
+    student, teacher = pair
+    method = make_method(name, student, teacher)
+    assert not any(isinstance(module, Detector) for module in method.modules())
+    task = DistillationTask(student, teacher, {name: method})
+    assert {key.split(".")[0] for key in task.state_dict()} <= {"student", "methods"}
+    own = {id(tensor) for tensor in method.parameters()}
+    assert not own & {id(tensor) for tensor in student.parameters()}
+    assert not own & {id(tensor) for tensor in teacher.parameters()}
+
+
+@pytest.mark.parametrize("name", methods())
+def test_method_works_in_mixed_precision(name, pair, batch):
+    student, teacher = pair
+    task = DistillationTask(student, teacher, {name: make_method(name, student, teacher)})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = task(*batch, Clock(100, 1000, 10))
+    torch.stack(list(losses.values())).sum().backward()
+    own = [loss for key, loss in losses.items() if key.startswith(f"{name}/")]
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in own)
+
+
+def configs(kind):
+    """A Config and all models inside it."""
+    yield kind
+    for field in kind.model_fields.values():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from configs(inner)
+
+
+def all_configs():
+    for module in pkgutil.iter_modules(stages.__path__):
+        if not module.ispkg:
+            yield f"stages.{module.name}", import_module(f"stages.{module.name}").Config
+    for package, kind in (
+        ("stages.detection.detectors", Detector),
+        ("stages.distillation.methods", DistillationMethod),
+    ):
+        for name in lookup.names(package):
+            yield name, lookup.subclass(lookup.module(package, name), kind).Config
+
+
+@pytest.mark.parametrize(
+    ("where", "kind"), list(all_configs()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_setting_is_explained(where, kind):
+    assert issubclass(kind, BaseConfig)
+    silent = [
+        f"{c.__qualname__}.{name}" for c in configs(kind) for name, f in c.model_fields.items() if not f.description
+    ]
+    assert silent == [], where
