@@ -179,7 +179,7 @@ def advantage(evidence: Evidence) -> Section:
     )
     if teacher is None or student is None:
         absent = listed([name for name, one in ((roles.teacher, teacher), (roles.student, student)) if one is None])
-        return Section(title, sentences=[f"not told: how {absent} was trained is not wired into this report"])
+        return Section(title, sentences=[f"not told: the training of {absent} is not wired into this report"])
     words = []
     if not teacher.iterations:
         words.append(

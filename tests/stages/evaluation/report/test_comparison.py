@@ -66,6 +66,15 @@ def test_no_gain_is_said(empty: Any) -> None:
     assert found.sentence.startswith("no gain shown: difference ")
 
 
+def test_no_difference_is_no_gain(empty: Any) -> None:
+    results = empty.row("control", "trained", 0.7)
+    empty.measure("student", "pruned", results)
+    found = compared(empty)
+    assert found.bounds == (0, 0)
+    assert not found.shown
+    assert found.sentence == "no gain shown: difference 0.0 AP, 95 % interval [0.0, 0.0], 1 seed"
+
+
 def test_worse_is_said(empty: Any) -> None:
     empty.row("control", "trained", 0.95, seed=1)
     empty.row("student", "pruned", 0.3, seed=2)

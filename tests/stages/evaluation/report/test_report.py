@@ -121,6 +121,7 @@ def test_summary_has_table_gain_gates_and_where_the_page_is(folder: Path) -> Non
     lines = (folder / "summary.txt").read_text().splitlines()
     assert lines[0].split() == ["model", "AP", "AP50", "parameters", "MB", "p50", "ms", "p99", "ms"]
     assert lines[6].split()[0] == "onnx"
+    assert lines[6].split()[-3:] == ["2.26", "4.40", "5.50"]
     assert any(line.startswith("Against control: gain ") for line in lines)
     assert any(re.fullmatch(r"  FAILED  max_p99_ms +asked at most 1.00 ms +onnx: 5.50 ms", line) for line in lines)
     assert lines[-1] == "report: report.html"

@@ -1,0 +1,101 @@
+"""What the sections say of a story that did not go as it should."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from stages.evaluation.report import sections
+from stages.evaluation.report.comparison import Comparison
+from stages.evaluation.report.evidence import Evidence, Roles
+
+ROLES = Roles("teacher", "student", "control", "control_equal_time")
+
+
+def evidence_of(story: Any) -> Evidence:
+    """The evidence of a story."""
+    return Evidence(**story.inputs(), roles=ROLES)
+
+
+def test_a_loss_that_never_taught_is_said(story: Any) -> None:
+    distilled = next(one for one in story.checkpoints if one.name == "distilled")
+    lines = [{"step": step, "student/cls": 1.0, "head/ckd": 0.0, "lr": 0.0} for step in (10, 20)]
+    distilled.path("metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    story.checkpoints = [distilled]
+    assert sections.training(evidence_of(story)).sentences == [
+        "loss head/ckd of distilled was 0 throughout: it taught nothing"
+    ]
+
+
+def test_disturbed_latency_is_called_unreliable_wherever_it_stands(story: Any) -> None:
+    story.latency_rows.clear()
+    story.time("onnx", reliable=False, evidence={"reasons": ["the clock fell"]})
+    evidence = evidence_of(story)
+    assert sections.latency(evidence).sentences[1] == "model onnx: UNRELIABLE, do not quote it: the clock fell"
+    assert sections.result_table(evidence).rows[-1][-2:] == ("4.40 ?", "5.50 ?")
+
+
+def test_percentiles_that_were_not_measured_stay_empty(story: Any) -> None:
+    story.latency_rows.clear()
+    story.time("onnx", p99=None)
+    (table,) = sections.latency(evidence_of(story)).tables
+    assert table.rows[-1] == ("end to end", "4.40", "4.40", "4.84", "5.28", "-", "200")
+
+
+def test_a_teacher_that_was_only_loaded(story: Any, story_parts: Any) -> None:
+    loaded = {"iterations": 0, "images": 0, "seconds": 0.0}
+    story.checkpoints = [
+        story_parts.changed(one, loaded) if one.name == "teacher" else one for one in story.checkpoints
+    ]
+    said = sections.advantage(evidence_of(story)).sentences
+    assert "weights were loaded, not trained here" in said[0]
+    assert not any("iterations" in one for one in said)
+
+
+def test_absent_training_is_said(story: Any) -> None:
+    story.checkpoints.clear()
+    (said,) = sections.advantage(evidence_of(story)).sentences
+    assert said == "not told: the training of teacher and student is not wired into this report"
+
+
+def test_results_of_older_code_are_said(story: Any) -> None:
+    story.provenance("teacher", adopted_from={"key": "f" * 64, "code": "e" * 64})
+    section = sections.provenance(evidence_of(story))
+    assert section.sentences[0] == f"node teacher was made by older code and kept on request (key {'f' * 16})"
+    assert any("torch 2.15.0" in one for one in section.sentences)
+    assert "data: 3 boxes lie partly outside their image: clipped" in section.sentences
+
+
+def test_class_means_over_seeds(three_seeds: Any) -> None:
+    section = sections.classes(evidence_of(three_seeds))
+    (table,) = section.tables
+    assert table.head == (
+        "class",
+        "objects",
+        "teacher",
+        "control",
+        "control_equal_time",
+        "student",
+        "onnx",
+        "student - control",
+    )
+    rows = [row for row in three_seeds.rows if row.name.startswith("student[")]
+    assert table.rows[0][0] == "cat"
+    assert table.rows[0][5] == f"{100 * sum(row.per_class['cat'] for row in rows) / 3:.1f}"
+    assert "student (3 nodes)" in section.notes[0]
+
+
+def test_missing_equal_time_control_is_said(story: Any) -> None:
+    section = sections.gain(
+        Comparison("control", missing="m"), Comparison("control_equal_time", missing="nobody ran it")
+    )
+    assert section.strong == "gain over control not measured: m"
+    assert list(section.sentences) == ["gain over control_equal_time not measured: nobody ran it"]
+
+
+def test_proofs_in_words(story: Any) -> None:
+    pruned, exported, size = sections.proofs(evidence_of(story)).sentences
+    assert pruned.startswith("pruning student: 40 tensors of assistants and adapters removed (365 k numbers, 1.46 MB)")
+    assert "bit for bit what the student gave before, on 8 images" in pruned
+    assert "700 detections in 32 images matched" in exported
+    assert size == "size: onnx has 2.26 MB, teacher 3.01 MB"
