@@ -148,14 +148,17 @@ def _uri(picture: Image.Image, boxes: Sequence[tuple[_Box, str, bool]]) -> str:
         x1, y1, x2, y2 = (scale * value for value in box.xyxy)
         if dashed:
             _dashed(pen, (x1, y1, x2, y2), colour)
-            continue
-        pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="black", width=5)  # a rim, for any background
-        pen.rectangle((x1, y1, x2, y2), outline=colour, width=3)
-        left, _, right, bottom = pen.textbbox((0, 0), box.text, font=font)
-        x = max(0.0, min(x1, width - (right - left) - 4))
-        y = y1 - bottom - 3 if y1 > bottom + 3 else y1 + 2  # above the box, or inside it at the top of the image
-        pen.rectangle((x - 1, y, x + right - left + 4, y + bottom + 3), fill=colour)
-        pen.text((x + 1, y), box.text, fill="black", font=font)
+        else:
+            pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="black", width=5)  # a rim, for any background
+            pen.rectangle((x1, y1, x2, y2), outline=colour, width=3)
+    for box, colour, dashed in boxes:  # no outline runs through a label
+        if not dashed:
+            x1, y1 = (scale * value for value in box.xyxy[:2])
+            left, _, right, bottom = pen.textbbox((0, 0), box.text, font=font)
+            x = max(0.0, min(x1, width - (right - left) - 4))
+            y = y1 - bottom - 3 if y1 > bottom + 3 else y1 + 2  # above the box, or inside it at the top of the image
+            pen.rectangle((x - 1, y, x + right - left + 4, y + bottom + 3), fill=colour)
+            pen.text((x + 1, y), box.text, fill="black", font=font)
     file = io.BytesIO()
     drawn.save(file, "JPEG", quality=_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
