@@ -1,0 +1,129 @@
+"""A run that was killed, wherever, and started again ends with the same student, bit for bit, as one left alone.
+
+The reduced quickstart; teacher and data are made once, the distilled student is killed and continued. Each run is a
+process of its own in which one function is replaced by one that kills the process at that point.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+SMALL = {
+    "data.source.train": 48,
+    "data.source.val": 8,
+    "teacher.steps": 2,
+    "teacher.validate_every": 2,
+    "distilled.images": 32,
+    "distilled.steps": 6,
+    "distilled.checkpoint_every": 2,
+    "distilled.validate_every": 3,
+}
+
+# What is run before the command line: each kills the process, or interrupts it, at one enumerated point.
+POINTS = {
+    "between steps, after a checkpoint": """
+        from stages.training import loop
+        step = loop.Trainer._step
+        def killed(self, images, targets, iteration):
+            if iteration == 3 and self.milestones is not None and "distill" in str(self.checkpoint):
+                die()
+            return step(self, images, targets, iteration)
+        loop.Trainer._step = killed
+    """,
+    "inside a checkpoint, half written": """
+        import torch
+        save = torch.save
+        def killed(state, file):
+            if state["fitted"]["iterations"] == 4:
+                file.write(b"half a checkpoint")
+                file.flush()
+                die()
+            save(state, file)
+        torch.save = killed
+    """,
+    "before publication, all files written": """
+        from pipeline import store
+        publish = store.Store.publish
+        def killed(self, uses, *rest):
+            if uses == "distill":
+                die()
+            return publish(self, uses, *rest)
+        store.Store.publish = killed
+    """,
+    "between stages, after publication": """
+        from pipeline import store
+        publish = store.Store.publish
+        def killed(self, uses, *rest):
+            made = publish(self, uses, *rest)
+            if uses == "distill":
+                die()
+            return made
+        store.Store.publish = killed
+    """,
+}
+KILL = "def die():\n    import os, signal\n    os.kill(os.getpid(), signal.{name})\n    import time\n    time.sleep(30)\n"
+
+
+def run(folder, before=""):
+    """`pipeline run` of the student alone in a process; returns it finished."""
+    code = f"{before}\nfrom pipeline.__main__ import main\nimport sys\nsys.exit(main())\n"
+    overrides = [part for key, value in SMALL.items() for part in ("--set", f"stages.{key}={value}")]
+    command = [sys.executable, "-P", "-c", code, "run", str(QUICKSTART), "--to", "student", *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def planted(point, name):
+    lines = POINTS[point].strip("\n").splitlines()
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    return KILL.format(name=name) + "\n".join(line[indent:] for line in lines)
+
+
+def student(folder):
+    return (folder / "runs" / "latest" / "student" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A store with data and teacher, and the student of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    weights = student(folder)
+    for stage in ("distill", "prune"):
+        for artifact in (folder / "runs").glob(f"{stage}-*"):
+            shutil.rmtree(artifact)
+    return folder, weights
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    shutil.copytree(made[0] / "runs", tmp_path / "runs", symlinks=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_and_continued(made, folder, point):
+    killed = run(folder, planted(point, "SIGKILL"))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    if point != "between stages, after publication":
+        assert not list((folder / "runs").glob("distill-*"))  # nothing that can be seen is unfinished
+    again = run(folder)
+    assert again.returncode == 0, again.stderr
+    assert student(folder) == made[1]
+
+
+def test_interrupted_by_ctrl_c_and_continued(made, folder):
+    stopped = run(folder, planted("between steps, after a checkpoint", "SIGINT"))
+    assert stopped.returncode == 130, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    again = run(folder)
+    assert again.returncode == 0, again.stderr
+    assert student(folder) == made[1]
