@@ -6,11 +6,11 @@ and the runtime import only a few packages at module level. The contracts themse
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tomllib
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
