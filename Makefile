@@ -31,8 +31,8 @@ smoke:  ## the quickstart at reduced size, twice
 	.ci/smoke
 
 reference:  ## docs/reference.md, from the code
-	{ sed '/^```text$$/q' docs/reference.md; $(VENV)/bin/pipeline stages; printf '```\n'; } > docs/reference.new
-	mv docs/reference.new docs/reference.md
+	{ sed '/^```text$$/q' docs/reference.md && $(VENV)/bin/pipeline stages && printf '```\n'; } > docs/reference.new \
+	  && mv docs/reference.new docs/reference.md
 
 constraints:  ## constraints.txt, anew (needs uv)
 	uv pip compile pyproject.toml --extra train --extra cpu --extra dev --universal --python-version 3.10 \
