@@ -37,7 +37,13 @@ from stages.training.clock import Clock
 LIMIT = 1.05
 SIZE = (128, 128)
 CLOCK = Clock(100, 1000, 100)
-SHARED = {"backbone": "tiny", "backbone_norm": "batch", "trainable_layers": 5, "neck_channels": 48, "aspect_ratios": [1.0]}
+SHARED = {
+    "backbone": "tiny",
+    "backbone_norm": "batch",
+    "trainable_layers": 5,
+    "neck_channels": 48,
+    "aspect_ratios": [1.0],
+}
 STUDENT = {"name": "retinanet", "extra_levels": 1, "head_convs": 2, "head_norm": "group", "anchor_scale": 2, **SHARED}
 TEACHER = {
     "name": "faster_rcnn",

@@ -20,7 +20,8 @@ from stages.distillation.task import DistillationTask
 from stages.evaluation.flops import methods_flops
 from stages.evaluation.measure import average_precision
 from stages.evaluation.probes import record_probes
-from stages.training.session import SessionConfig, train, training_split
+from stages.training.loop import device_of
+from stages.training.session import SessionConfig, begin, contradictions, train, training_split
 
 RESUMES = True
 
@@ -36,6 +37,7 @@ class Config(SessionConfig):
 
 def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
     """Methods that need a teacher have one."""
+    yield from contradictions(config)
     if not wired.get("teacher"):
         for name, method in config.methods.items():
             if method.cls.needs_teacher:
@@ -51,6 +53,7 @@ def run(config: Config, directory: Path, *, data: Dataset, teacher: Checkpoint |
     torch.manual_seed(config.seed)
     # The student comes first, so that it begins with the same weights as a control of the same seed.
     student = config.student.cls.build(config.student.config, len(data.classes))
+    begin(student, config, data.classes)
     methods = {name: choice.cls(choice.config, student, guide) for name, choice in config.methods.items()}
     task = DistillationTask(student, guide, methods)
     if guide:
@@ -83,9 +86,3 @@ def run(config: Config, directory: Path, *, data: Dataset, teacher: Checkpoint |
         methods_flops=methods_flops(task, data.height, data.width),
         probes="probes.safetensors",
     )
-
-
-def device_of(config: Config) -> torch.device:
-    """Where the training will run."""
-    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if cuda else "cpu")

@@ -139,8 +139,8 @@ def card(
         total = timed.steps["end_to_end"]
         doubt = "" if timed.reliable else " - UNRELIABLE: " + "; ".join(timed.evidence["reasons"])
         lines.append(
-            f"- latency of one image, file to detections: p50 {number(total['p50'], 2)} ms, "
-            f"p99 {number(total['p99'], 2)} ms on {timed.machine['cpu']}, {timed.threads} threads{doubt}"
+            f"- milliseconds of one image, file to detections: p50 {number(total['p50'], 2)}, "
+            f"p99 {number(total['p99'], 2)}, on {timed.machine['cpu']}, {timed.threads} threads{doubt}"
         )
     lines += [
         f"- parity with PyTorch: {model.parity.sentence}",

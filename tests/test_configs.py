@@ -57,6 +57,7 @@ def test_student_and_control_differ_in_the_help_alone(nodes):
     for distilled, control in pairs:
         assert distilled.config.student.dump() == control.config.detector.dump()
         assert recipe(distilled) == recipe(control)
+        assert distilled.config.backbone_weights == control.config.backbone_weights
 
 
 @pytest.mark.parametrize("config", [ROOT / "configs" / "quickstart.yaml"], indirect=True, ids=["quickstart"])

@@ -68,7 +68,9 @@ POINTS = {
         store.Store.publish = killed
     """,
 }
-KILL = "def die():\n    import os, signal\n    os.kill(os.getpid(), signal.{name})\n    import time\n    time.sleep(30)\n"
+KILL = (
+    "def die():\n    import os, signal\n    os.kill(os.getpid(), signal.{name})\n    import time\n    time.sleep(30)\n"
+)
 
 
 def run(folder, before=""):

@@ -33,6 +33,29 @@ def imported(body: list[ast.stmt]) -> Iterator[str]:
                 yield from imported(getattr(statement, field, []))
 
 
+def test_no_stage_and_no_library_imports_a_stage():
+    """A file in stages/ is a stage; what stages share is a folder. A new stage is covered as soon as it is there."""
+    stages = {f"stages.{file.stem}" for file in (ROOT / "stages").glob("*.py")} - {"stages.__init__"}
+    assert len(stages) > 5
+    nodes = [
+        (file, node)
+        for file in sorted((ROOT / "stages").rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+    found = {
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file, node in nodes
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        )
+        if name in stages
+    }
+    assert found == set()
+
+
 @pytest.mark.parametrize("package", sorted(ALLOWED))
 def test_nothing_heavy_is_imported_with_a_module(package):
     files = sorted((ROOT / package).rglob("*.py"))

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,7 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
-@dataclass(frozen=True)
-class Targets:
+class Targets(NamedTuple):  # no dataclass: Fabric walks through what a module is given and refuses frozen ones
     """Ground truth of a batch: `boxes[b]` (n, 4) xyxy, `labels[b]` (n,) int64, `sizes[b]` the (height, width) of the real
     image inside the canvas, to which proposals are clipped."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Clock:
-    """`iteration` counts from 0 to `iterations` - 1; `milestones` are the iterations at which the learning rate drops."""
+class Clock(NamedTuple):
+    """`iteration` counts from 0 to `iterations` - 1; `milestones` are the iterations at which the learning rate drops.
+
+    A tuple, because Fabric walks through what a module is given and refuses frozen dataclasses.
+    """
 
     iteration: int
     iterations: int

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.config import BaseConfig
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UserError
 from pipeline.log import MetricsLog, progress
 from stages.training.clock import Clock
 from stages.training.optimizer import OptimizerConfig, make_optimizer, milestones, rate, set_rate
@@ -72,6 +72,17 @@ class TrainingConfig(BaseConfig):
         return round(self.epochs * iterations_per_epoch)
 
 
+def device_of(config: TrainingConfig) -> torch.device:
+    """Where a training will run. Raises UserError where that cannot be what was asked for."""
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise UserError(f"device: cuda asked for, torch {torch.__version__} finds none here; set device: cpu or auto")
+    device = torch.device("cuda" if there and config.device != "cpu" else "cpu")
+    if device.type == "cpu" and config.precision == "fp16":
+        raise UserError("precision: fp16 does not exist on a CPU; set precision: bf16 or fp32")
+    return device
+
+
 class Movable(Protocol):
     """Targets of a batch."""
 
@@ -106,8 +117,8 @@ class Trainer:
         self.milestones = milestones(config.optimizer, self.iterations)
         self.checkpoint = directory / "last.ckpt"
         self.metrics_file = directory / "metrics.jsonl"
-        accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "cuda"}[config.device]
-        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=PRECISIONS[config.precision])
+        device = device_of(config)
+        self.fabric = Fabric(accelerator=device.type, devices=1, precision=PRECISIONS[config.precision])
         # Channels last: an eighth faster on CPUs, and what mixed precision wants on GPUs.
         self.task = task.to(memory_format=torch.channels_last)
         groups = task.parameter_groups()  # type: ignore[operator]

@@ -3,31 +3,57 @@ all pass here, so they differ in nothing but their task and their settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.config import ExternalFile
 from pipeline.errors import UserError
 from pipeline.log import logger
 from stages.artifacts.dataset import Dataset
 from stages.data.augment import AugmentConfig
 from stages.data.coco import CocoSplit
 from stages.data.loader import training_batches
-from stages.detection.detector import Targets
+from stages.detection.backbones import load_imagenet
+from stages.detection.detector import Detector, Targets
+from stages.detection.load import load_published
 from stages.training.loop import Fitted, Trainer, TrainingConfig
 
 
 class SessionConfig(TrainingConfig):
     """Settings of every stage that trains a detector."""
 
+    weights: ExternalFile | None = None
+    """Weights of the whole detector to begin with: ours (safetensors) or torchvision's (classes are matched by name)."""
+    backbone_weights: ExternalFile | None = None
+    """A torchvision classification checkpoint for the backbone to begin with."""
     images: int | None = Field(default=None, ge=1)
     """Use only this many labelled training images, the same ones for every stage that asks for as many; all if not given."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of the training images."""
     workers: int = Field(default=0, ge=0)
     """Processes that load images; the images are the same for any number."""
+
+
+def contradictions(config: SessionConfig) -> Iterator[str]:
+    """Settings that cannot both be meant."""
+    if config.weights and config.backbone_weights:
+        yield "give `weights` or `backbone_weights`, not both"
+    if config.weights is None and (config.steps == 0 or config.epochs == 0):
+        yield "steps or epochs of 0 only load weights, and no `weights` are given; give them, or train"
+
+
+def begin(detector: Detector, config: SessionConfig, class_names: Sequence[str]) -> None:
+    """Put the given weights, if any, into a new detector. Raises UserError where they are not its own."""
+    if config.weights:
+        load_published(detector, config.weights.path, class_names)
+    if config.backbone_weights:
+        try:
+            load_imagenet(detector.backbone, config.backbone_weights.path)
+        except ValueError as problem:
+            raise UserError(f"backbone_weights: {problem}") from problem
 
 
 def training_split(config: SessionConfig, data: Dataset) -> CocoSplit:

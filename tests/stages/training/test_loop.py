@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UserError
 from stages.training.clock import Clock
 from stages.training.loop import Trainer, TrainingConfig
 from stages.training.optimizer import OptimizerConfig, milestones, rate
@@ -132,6 +132,26 @@ def test_evaluation_while_training_is_logged(tmp_path):
     Trainer(Task(), config(validate_every=5), 5, tmp_path).fit(batches, lambda kept: {"val/ap": 0.25})
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "val/ap" in row] == [5, 10, 12]
+
+
+def test_mixed_precision_trains(tmp_path):
+    class Seen(Task):
+        def forward(self, images, targets, clock):
+            assert torch.is_autocast_enabled("cpu")
+            return super().forward(images, targets, clock)
+
+    assert Trainer(Seen(), config(precision="bf16"), 5, tmp_path).fit(batches).iterations == 12
+
+
+def test_half_precision_on_a_cpu_is_refused_and_not_ignored(tmp_path):
+    with pytest.raises(UserError, match="fp16 does not exist on a CPU; set precision: bf16"):
+        Trainer(Task(), config(precision="fp16"), 5, tmp_path)
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="cuda asked for"):
+        Trainer(Task(), config(device="cuda"), 5, tmp_path)
 
 
 def test_clock_counts_epochs_and_knows_the_milestones(tmp_path):
