@@ -70,7 +70,18 @@ def parse(text: str, where: str) -> tuple[Any, list[str]]:
         raise ConfigError([f"{where}:{line} not valid YAML: {error.problem or error.context}"]) from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError([f"{where}: not valid YAML: {' '.join(str(error).split())}"]) from None
-    return values, [f"{where}: {problem}" for problem in loader.problems]
+    problems = [f"{where}: {problem}" for problem in loader.problems]
+    try:
+        return _unshared(values), problems
+    except RecursionError:
+        raise ConfigError([*problems, f"{where}: an alias stands inside what it stands for; write it out"]) from None
+
+
+def _unshared(value: Any) -> Any:
+    """Return the same values without sharing: PyYAML gives every alias one object, and `--set` must change one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def override(values: dict[str, Any], settings: Sequence[str]) -> list[str]:

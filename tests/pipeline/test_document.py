@@ -44,6 +44,21 @@ def test_anchors_and_merges_work() -> None:
     assert parse("a: &a {x: 1}\nb: {<<: *a, y: 2}", "c") == ({"a": {"x": 1}, "b": {"x": 1, "y": 2}}, [])
 
 
+def test_set_changes_one_place_though_an_anchor_gave_it_to_many() -> None:
+    values, _ = parse("a: {o: &o {lr: 1, steps: [1, 2]}}\nb: {o: *o}\nc: {<<: {o: *o}}", "c")
+    assert override(values, ["a.o.lr=2", "b.o.steps.0=3"]) == []
+    assert values == {
+        "a": {"o": {"lr": 2, "steps": [1, 2]}},
+        "b": {"o": {"lr": 1, "steps": [3, 2]}},
+        "c": {"o": {"lr": 1, "steps": [1, 2]}},
+    }
+
+
+def test_an_alias_of_what_holds_it_is_refused() -> None:
+    with pytest.raises(ConfigError, match="c: an alias stands inside what it stands for"):
+        parse("a: &a {b: [*a]}", "c")
+
+
 @pytest.mark.parametrize("text", ["a: [1", "a: b: c", "a: !!python/object:os.system x", "\x00"])
 def test_what_is_not_yaml_says_so(text: str) -> None:
     with pytest.raises(ConfigError, match=r"c.yaml.*not valid YAML"):
