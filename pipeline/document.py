@@ -108,7 +108,7 @@ def override(values: dict[str, Any], settings: Sequence[str]) -> list[str]:
 def _put(values: Any, names: list[str], value: Any, setting: str) -> list[str]:
     here = values
     for i, name in enumerate(names):
-        place: Any = int(name) if isinstance(here, list) and name.isdigit() and int(name) < len(here) else name
+        place: Any = int(name) if isinstance(here, list) and name.isdecimal() and int(name) < len(here) else name
         if i == len(names) - 1 and (isinstance(here, dict) or place is not name):
             here[place] = value
             break

@@ -57,9 +57,11 @@ def load(config: Path | str, overrides: Sequence[str] = (), package: str = "stag
     text = config if isinstance(config, str) else read(config).decode("utf-8", "replace")
     where = where if isinstance(config, str) else str(config)
     values, problems = document.parse(text, where)
-    if not isinstance(values, dict) or not isinstance(values.get("stages"), dict) or not values["stages"]:
+    if not _has_stages(values):
         raise ConfigError([*problems, f"{where}: must begin with 'stages:' and below it the stages by name"])
     problems += document.override(values, overrides)
+    if not _has_stages(values):
+        raise ConfigError([*problems, "--set stages: leaves no stages by name; set one, as stages.NAME={uses: FILE}"])
     for key in (key for key in values if key != "stages"):
         problems.append(
             f"targets: {_LATER}" if key == "targets" else f"{key}: unknown key{did_you_mean(str(key), ['stages'])}"
@@ -78,6 +80,10 @@ def load(config: Path | str, overrides: Sequence[str] = (), package: str = "stag
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return Graph(tuple(nodes))
+
+
+def _has_stages(values: Any) -> bool:
+    return isinstance(values, dict) and isinstance(values.get("stages"), dict) and bool(values["stages"])
 
 
 def _entry(name: str, given: object, package: str) -> tuple[Entry, list[str]]:

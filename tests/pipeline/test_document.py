@@ -76,9 +76,19 @@ def test_set_changes_what_is_there() -> None:
 
 def test_set_names_every_unknown_path() -> None:
     values = {"stages": {"teacher": {"b": [1]}}}
-    assert override(values, ["stages.teecher.x=2", "x", "stages.teacher.b.7=2", "stages.teacher.q=[1"]) == [
+    assert override(
+        values,
+        [
+            "stages.teecher.x=2",
+            "x",
+            "stages.teacher.b.7=2",
+            "stages.teacher.b.\N{SUPERSCRIPT TWO}=2",
+            "stages.teacher.q=[1",
+        ],
+    ) == [
         "--set stages.teecher.x=2: stages has no 'teecher'; did you mean 'teacher'?",
         "--set x: give a setting as stages.NAME.SETTING=VALUE",
         "--set stages.teacher.b.7=2: stages.teacher.b has no '7'",
+        "--set stages.teacher.b.\N{SUPERSCRIPT TWO}=2: stages.teacher.b has no '\N{SUPERSCRIPT TWO}'",
         "--set stages.teacher.q=[1: line 1, column 3: not valid YAML: expected ',' or ']', but got '<stream end>'",
     ]

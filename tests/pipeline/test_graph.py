@@ -223,6 +223,15 @@ def test_each_problem_says_what_would_do(kitchen, text: str, message: str) -> No
     assert any(line.startswith(message) for line in problems(kitchen, text))
 
 
+@pytest.mark.parametrize("value", ["5", "", "[]", "{}", "flour", "[{flour: {}}]"])
+def test_stages_of_another_shape_given_by_set_are_one_line(kitchen, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        kitchen.load("stages: {flour: {uses: grind}}", f"stages={value}")
+    assert caught.value.problems == [
+        "--set stages: leaves no stages by name; set one, as stages.NAME={uses: FILE}",
+    ]
+
+
 def test_a_circle_is_named(kitchen) -> None:
     text = """
 stages:
