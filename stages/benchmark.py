@@ -55,12 +55,13 @@ def run(config: Config, directory: Path, *, data: Dataset, models: list[Exported
                 parameters=model.parameters,
                 bytes=model.bytes,
                 machine=found["machine"],
+                runtime=found["backend"],
                 steps=found["steps"],
                 threads=found["backend"]["threads"],
                 flops=model.flops,
                 peak_memory_mb=peak / 1e6 if peak else None,
                 reliable=found["reliable"],
-                evidence={**found["evidence"], "reasons": found["reasons"], "backend": found["backend"]},
+                evidence={**found["evidence"], "reasons": found["reasons"]},
             )
         )
         total = found["steps"]["end_to_end"]

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from pipeline.config import Choice
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UserError
 from stages.artifacts.checkpoint import Checkpoint, DistilledCheckpoint
 from stages.artifacts.dataset import Dataset
 from stages.detection.detector import Detector
@@ -36,18 +36,27 @@ class Config(SessionConfig):
 
 
 def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
-    """Methods that need a teacher have one."""
+    """Methods that need a teacher have one, and one that they can learn from."""
     yield from contradictions(config)
-    if not wired.get("teacher"):
-        for name, method in config.methods.items():
-            if method.cls.needs_teacher:
-                yield f"methods.{name}: {method.name} needs a teacher; wire one with needs: {{teacher: STAGE}}"
+    teachers = wired.get("teacher") or ()
+    for name, method in config.methods.items():
+        if method.cls.needs_teacher and not teachers:
+            yield f"methods.{name}: {method.name} needs a teacher; wire one with needs: {{teacher: STAGE}}"
+        for teacher in teachers:
+            chosen = getattr(teacher.config, "detector", None)
+            if chosen and (problem := method.cls.misfit(config.student.cls, chosen.cls)):
+                yield f"methods.{name}: {problem}"
 
 
 def run(config: Config, directory: Path, *, data: Dataset, teacher: Checkpoint | None = None) -> DistilledCheckpoint:
     """Distil; the teacher must leave with the weights it came with."""
     guide = None
     if teacher:
+        if teacher.classes != data.classes:
+            raise UserError(
+                f"distill: the teacher {teacher.name} knows {list(teacher.classes[:5])}, the dataset {list(data.classes[:5])} "
+                "(first five of each); a teacher must have learnt the same classes in the same order"
+            )
         guide = load_detector(teacher.detector, len(teacher.classes), teacher.path(teacher.weights))
     before = checksum(guide) if guide else ""
     torch.manual_seed(config.seed)
@@ -66,7 +75,7 @@ def run(config: Config, directory: Path, *, data: Dataset, teacher: Checkpoint |
     task.cpu().to(memory_format=torch.contiguous_format)  # as a file will give it back: the layout decides the last bit
     if guide:
         guide.cpu()
-    save_weights(task, directory / "task.safetensors")
+    save_weights(task, directory / "task.safetensors", data.classes)
     record_probes(student, data, config.probes, directory / "probes.safetensors")
     return DistilledCheckpoint(
         detector=config.student.dump(),

@@ -60,7 +60,7 @@ def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Datase
         producer={"name": "headstart", "detector": checkpoint.detector},
     )
     file = directory / "model.onnx"
-    initialisers = write_onnx(detector, data.height, data.width, config.candidates, file)
+    initialisers, constants = write_onnx(detector, data.height, data.width, config.candidates, file)
     contract.write_to_onnx(file)
     onnx.checker.check_model(str(file), full_check=True)
     images = CocoSplit(data.folder("val"), data.annotations("val")).files[: config.parity_images]
@@ -95,6 +95,7 @@ def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Datase
             sentence=parity.sentence,
         ),
         initialisers=initialisers,
+        constants=constants,
         source=checkpoint.key,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def run(config: Config, directory: Path, *, checkpoint: DistilledCheckpoint, dat
     plain = build_detector(checkpoint.detector, len(checkpoint.classes))
     problems = leaks(state, student, plain.state_dict())
     weights = directory / "model.safetensors"
-    save_file(student, weights)
+    save_file(student, weights, {"classes": json.dumps(checkpoint.classes)})
     if not problems:
         problems = replay_problems(checkpoint, weights, directory)
     if problems:

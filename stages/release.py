@@ -34,10 +34,14 @@ class Config(BaseConfig):
 
 
 def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
-    """One bundle holds one file."""
+    """One bundle holds one file, and what was measured on it."""
     names = [node.name for node in wired.get("models", ())]
     if len(names) > 1:
         yield f"a bundle holds one model, {len(names)} are wired ({', '.join(names)}); name one: needs: {{models: {names[0]}}}"
+    if not names:
+        yield "a bundle holds an exported model and none is wired; add a stage that uses export"
+    if not wired.get("accuracy"):
+        yield "a bundle says what AP its file has and nothing measures it; add a stage that uses validate"
 
 
 def run(
@@ -48,9 +52,9 @@ def run(
     models: list[ExportedModel],
     accuracy: list[AccuracyReport],
     latency: list[LatencyReport],
-    report: Report | None = None,
+    reports: list[Report],
 ) -> Bundle:
-    """Bundle the one model. A report wired in guards it: with a failed gate this stage does not run."""
+    """Bundle the one model. Every report guards it: with a failed gate this stage does not run."""
     (model,) = models
     contract = Contract.from_json(json.dumps(model.contract))
     measured = next((row for part in accuracy for row in part.rows if row.sha256 == model.sha256), None)
@@ -69,7 +73,7 @@ def run(
             "licence": config.licence,
             "accuracy": measured.model_dump(mode="json", exclude={"results"}),
             "latency": timed.model_dump(mode="json") if timed else None,
-            "provenance": provenance(model, data, report),
+            "provenance": provenance(model, data, reports),
         },
         card(config, model, data, contract, measured, timed),
         sample,
@@ -91,14 +95,14 @@ def first_sample(model: ExportedModel, data: Dataset, contract: Contract) -> tup
     )
 
 
-def provenance(model: ExportedModel, data: Dataset, report: Report | None) -> dict[str, Any]:
+def provenance(model: ExportedModel, data: Dataset, reports: list[Report]) -> dict[str, Any]:
     """How the file came about, as far as this run knows it."""
     made = model.provenance
     return {
         "model_key": model.key,
         "checkpoint_key": model.source,
-        "report_key": report.key if report else None,
-        "gates_passed": not report.failures if report else None,
+        "report_keys": [report.key for report in reports],
+        "gates_passed": {gate.name: gate.measured for report in reports for gate in report.gates},
         "dataset_fingerprint": data.fingerprint,
         "commit": made.get("commit"),
         "versions": made.get("versions"),
@@ -148,7 +152,7 @@ def card(
         "## Use",
         "",
         "```sh",
-        "pip install 'headstart[cpu]'",
+        "pip install '.[cpu]'   # in the Headstart repository",
         "deploy predict . image.jpg",
         "deploy verify .",
         "```",

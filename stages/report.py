@@ -50,15 +50,29 @@ def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
         if part in config.model_fields_set and stage not in stages:
             yield f"{part}: no stage {stage} is wired to checkpoints; there are: {', '.join(sorted(stages)) or 'none'}"
     gates = config.gates
+    wanted = asked_about(gates)
+    for part in wanted:
+        if part not in config.model_fields_set and parts[part] not in stages:
+            yield f"gates: one asks about the {part}, and no stage {parts[part]} is wired to checkpoints; set {part}"
+
+
+def asked_about(gates: Gates) -> list[str]:
+    """Parts without which a gate has nothing to judge."""
     gain = gates.min_gain_over_control is not None or gates.gain_interval_excludes_zero
+    equal_time = gates.min_gain_over_equal_time_control is not None
     wanted = {
         "teacher": gates.min_teacher_ap is not None,
-        "student": gain,
+        "student": gain or equal_time,
         "control": gain,
+        "equal_time_control": equal_time,
     }
-    for part, asked in wanted.items():
-        if asked and part not in config.model_fields_set and parts[part] not in stages:
-            yield f"gates: one asks about the {part}, and no stage {parts[part]} is wired to checkpoints; set {part}"
+    return [part for part, asked in wanted.items() if asked]
+
+
+def expected(config: Config, evidence: Evidence, part: str) -> bool:
+    """Whether anybody looks for this part: it is wired in, named in the config, or a gate asks about it."""
+    named = part in config.model_fields_set or part in asked_about(config.gates)
+    return named or bool(evidence.nodes_of(getattr(config, part)))
 
 
 def run(
@@ -78,19 +92,23 @@ def run(
     all_hops = distinct([hop for chain in found for hop in hops(chain, evidence)])
     gain = compare(evidence, config.control)
     longer = compare(evidence, config.equal_time_control)
-    gates = judge(config.gates, evidence, all_hops, gain)
+    gates = judge(config.gates, evidence, all_hops, gain, longer)
+    told = [
+        comparison if expected(config, evidence, part) else None
+        for part, comparison in (("control", gain), ("equal_time_control", longer))
+    ]
     page = Page(
         title="Headstart report",
         verdict=verdict(gates),
         passed=all(gate.passed for gate in gates) if gates else None,
-        lead=lead(gain, longer, hops(found[0], evidence) if found else []),
+        lead=lead(told, hops(found[0], evidence) if found else []),
         facts=facts(evidence, gain),
         gates=gates,
         sections=[
             sections.models(evidence),
             sections.chain(found, evidence),
-            sections.gain(gain, longer),
-            sections.advantage(evidence),
+            *([sections.gain(*told)] if any(told) else []),
+            *([sections.advantage(evidence)] if expected(config, evidence, "teacher") else []),
             sections.classes(evidence),
             sections.training(evidence),
             sections.latency(evidence),
@@ -107,7 +125,7 @@ def run(
             {name: rounded(value) if isinstance(value, float) else value for name, value in hop.model_dump().items()}
             for hop in all_hops
         ],
-        "gain": {**gain.to_dict(), "equal_time": longer.to_dict()},
+        "gain": {**gain.to_dict(), "equal_time": told[1].to_dict() if told[1] else None},
     }
     written = {
         "report.html": html(page),
@@ -121,10 +139,11 @@ def run(
     return Report(gates=tuple(gates), failures=tuple(failure(gate) for gate in gates if not gate.passed))
 
 
-def lead(gain: Comparison, longer: Comparison, shipped: Sequence[Hop]) -> list[str]:
+def lead(told: Sequence[Comparison | None], shipped: Sequence[Hop]) -> list[str]:
     """What to know before all else: the gain over both controls, and what the hops of the file that ships lost."""
-    compared = [f"against {one.control}: {one.sentence}" for one in (gain, longer) if one.pairs]
-    return [*(compared or [gain.sentence]), *explained(shipped)[-1:]]
+    known = [one for one in told if one]
+    compared = [f"against {one.control}: {one.sentence}" for one in known if one.pairs]
+    return [*(compared or [one.sentence for one in known[:1]]), *(explained(shipped)[-1:] if shipped else [])]
 
 
 def facts(evidence: Evidence, gain: Comparison) -> list[tuple[str, str]]:
@@ -159,10 +178,12 @@ def summary(evidence: Evidence, page: Page) -> str:
     """The result for the terminal: the table, the gain, the gates."""
     table = sections.result_table(evidence)
     lines = list(columns([table.head, *table.rows]))
+    if any(not timed.reliable for timed in evidence.latency_rows):
+        lines.append(sentence(f"? marks times that the machine disturbed; {evidence.measure_again}"))
     lines += ["", *(sentence(one) for one in page.lead)]
     lines += ["", sentence(page.verdict)]
     marks = [
         ("passed" if gate.passed else "FAILED", gate.name, f"asked {gate.asked}", gate.measured) for gate in page.gates
     ]
     lines += [f"  {line}" for line in columns(marks)] if marks else []
-    return "\n".join([*lines, "", "report: report.html", ""])
+    return "\n".join([*lines, ""])

@@ -36,13 +36,13 @@ def run(config: Config, directory: Path, *, data: Dataset) -> Checkpoint:
     detector = config.detector.cls.build(config.detector.config, len(data.classes))
     begin(detector, config, data.classes)
     fitted = train(DistillationTask(detector), config, data, directory, lambda kept: average_precision(kept, data))
-    save_weights(detector, directory / "model.safetensors")
+    save_weights(detector, directory / "model.safetensors", data.classes)
     return Checkpoint(
         detector=config.detector.dump(),
         classes=data.classes,
         weights="model.safetensors",
         parameters=parameter_count(detector),
-        metrics="metrics.jsonl",
+        metrics="metrics.jsonl" if fitted.iterations else None,
         iterations=fitted.iterations,
         seconds=fitted.seconds,
         images=len(training_split(config, data)) if fitted.iterations else 0,

@@ -25,6 +25,7 @@ from stages.artifacts.exported_model import ExportedModel
 from stages.artifacts.reports import AccuracyReport, AccuracyRow
 from stages.detection.detector import Detector
 from stages.detection.load import build_detector
+from stages.evaluation.in_memory import InMemory
 from stages.evaluation.measure import BATCH, accuracy_of, contract_for
 
 CODE = ("deploy.backends.onnxruntime",)  # reached by name at run time
@@ -54,7 +55,8 @@ def run(
         for checkpoint in checkpoints:
             detector = restored(checkpoint)
             accuracy, results = accuracy_of(detector, data, contract)
-            rows.append(_row(checkpoint, describe(checkpoint), accuracy, results, directory))
+            described = {**describe(checkpoint), "runtime": InMemory(detector).identity()}
+            rows.append(_row(checkpoint, described, accuracy, results, directory))
             advance(1)
         for model in models:
             with Predictor.open(model.path(model.file)) as predictor:
@@ -68,6 +70,7 @@ def run(
                 "kind": "exported",
                 "source": model.source,
                 "backend": f"{backend['runtime']} {backend['version']}",
+                "runtime": backend,
                 "sha256": model.sha256,
                 "parameters": model.parameters,
                 "bytes": model.bytes,

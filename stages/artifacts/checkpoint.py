@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,6 +12,7 @@ from pipeline.artifact import Artifact
 class TrainedDetector(Artifact):
     """A detector and how its weights came about. Its own AP is nobody's word: `validate` measures it."""
 
+    incidental: ClassVar[tuple[str, ...]] = ("seconds",)  # not part of what was made: the same weights are the same
     detector: dict[str, Any]
     """Name and all settings, as in a config."""
     classes: tuple[str, ...]

@@ -41,6 +41,8 @@ class ExportedModel(Artifact):
     contract: dict[str, Any]
     parity: ParityRecord
     initialisers: int
-    """Weights in the file, every one traced back to a tensor of the student."""
+    """Learnt tensors in the file, every one traced back to a tensor of the student."""
+    constants: int
+    """What else it holds: geometry of the anchors, integers of shapes, fills of one value. There is no third kind."""
     source: str
     """Key of the checkpoint it was exported from."""

@@ -26,6 +26,8 @@ class Row(BaseModel):
     parameters: int
     bytes: int
     machine: dict[str, Any]
+    runtime: dict[str, Any] = {}
+    """What the backend says of itself: provider or device really used, threads, precision."""
 
 
 class AccuracyRow(Row):

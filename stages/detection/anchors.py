@@ -25,11 +25,14 @@ class AnchorGrid(nn.Module):
         self._made: dict[object, Anchors] = {}  # one canvas is used a million times
 
     def forward(self, levels: tuple[Tensor, ...], size: tuple[int, int]) -> Anchors:
-        """Anchors for these level maps of a canvas of `size` (height, width), on the maps' device and in their dtype."""
+        """Anchors for these level maps of a canvas of `size` (height, width), on the maps' device; float32 or better,
+        whatever the maps are: in bfloat16 a box at 1,000 pixels can be told from its neighbours by 4 pixels only."""
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
-        key = (shapes, size, levels[0].device, levels[0].dtype)
+        dtype = torch.promote_types(levels[0].dtype, torch.float32)
+        key = (shapes, size, levels[0].device, dtype)
         if key not in self._made:
             canvas = ImageList(torch.empty((1, 3, *size), device="meta"), [size])
-            boxes = torch.cat(self.generator(canvas, list(levels)))
+            one = torch.empty((1, 1, 1, 1), device=levels[0].device, dtype=dtype)
+            boxes = torch.cat(self.generator(canvas, [one.expand(1, 1, *shape) for shape in shapes]))
             self._made = {key: Anchors(boxes, shapes, self.per_cell)}
         return self._made[key]

@@ -81,7 +81,8 @@ def pyramid(
     Levels run from P`finest` to P5; one extra level subsamples P5 (Faster R-CNN), two are stride-2 convolutions from C5
     (RetinaNet): torchvision's two ways.
     """
-    # torchvision freezes statistics with eps 0: the published detection weights were made so.
+    # torchvision freezes statistics with eps 0: its published detection weights were made so. Classification weights
+    # were not, see `load_imagenet`.
     norms: dict[str, Callable[..., nn.Module]] = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}
     network, layers, channels = _stages(name, norms[norm])
     _freeze(network, name, trainable)
@@ -125,3 +126,6 @@ def load_imagenet(model: BackboneWithFPN, file: Path) -> None:
             f"{file}: {len(missing)} of {len(own)} backbone tensors are not in it or have another shape, {missing[:3]} first"
         )
     model.body.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+    for module in model.body.modules():
+        if isinstance(module, FrozenBatchNorm2d) and module.eps == 0:
+            module.running_var += 1e-5  # the eps of the network that was trained, exactly, where ours has none

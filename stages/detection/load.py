@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -37,6 +39,11 @@ def load_published(detector: Detector, file: Path, class_names: Sequence[str]) -
     """
     try:
         if file.suffix == ".safetensors":
+            known = class_names_of(file)
+            if known is not None and known != list(class_names):
+                raise ValueError(
+                    f"it knows the classes {known[:5]}, the dataset has {list(class_names[:5])} (first five)"
+                )
             state: dict[str, Tensor] = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -52,9 +59,17 @@ def load_published(detector: Detector, file: Path, class_names: Sequence[str]) -
         )
 
 
-def save_weights(module: nn.Module, file: Path) -> None:
-    """Write a module's tensors; the same tensors give the same bytes."""
-    save_file({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, file)
+def save_weights(module: nn.Module, file: Path, class_names: Sequence[str]) -> None:
+    """Write a module's tensors with the classes they know; the same tensors give the same bytes."""
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    save_file(state, file, {"classes": json.dumps(list(class_names))})
+
+
+def class_names_of(file: Path) -> list[str] | None:
+    """The classes that a weights file of ours knows; None where it does not say."""
+    with safe_open(file, "pt") as opened:
+        said = (opened.metadata() or {}).get("classes")
+    return None if said is None else list(json.loads(said))
 
 
 def checksum(module: nn.Module) -> str:

@@ -91,5 +91,6 @@ class RoIHead(nn.Module):
     def decode(self, activations: RoIActivations, rois: RoIs) -> tuple[Tensor, Tensor]:
         """Boxes per class (M, K, 4) in pixels, and probabilities (M, K), background left out."""
         classes = activations.logits.shape[1]
-        boxes = self.coder.decode_single(activations.deltas.reshape(-1, classes * 4), rois.boxes_M4)
+        deltas = at_least_single(activations.deltas).reshape(-1, classes * 4)
+        boxes = self.coder.decode_single(deltas, rois.boxes_M4)
         return boxes.view(-1, classes, 4)[:, 1:], at_least_single(activations.logits).softmax(1)[:, 1:]

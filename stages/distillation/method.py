@@ -96,6 +96,11 @@ class DistillationMethod(nn.Module, ABC):
         """Read shapes of student and teacher; keep neither. Raises UserError where they cannot be bridged."""
         super().__init__()
 
+    @classmethod
+    def misfit(cls, student: type[Detector], teacher: type[Detector] | None) -> str | None:
+        """Why this method cannot bridge such a student and teacher, known before anything is trained; None if it can."""
+        return None
+
     @abstractmethod
     def forward(self, batch: DistillationBatch) -> Mapping[str, Tensor]:
         """Named scalar losses, already weighted, summed over levels (the convention of HEAD and PKD)."""

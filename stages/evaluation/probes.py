@@ -45,7 +45,8 @@ def record_probes(detector: Detector, data: Dataset, count: int, file: Path) -> 
     spec = data.image_spec()
     prepared = [torch.from_numpy(spec.prepare(decode(path))[0]) for path in split.files[:count]]
     images_BCHW = torch.stack(prepared).permute(0, 3, 1, 2).contiguous()
-    save_file({"images": images_BCHW, **outputs(detector, images_BCHW)}, file)
+    threads = torch.tensor(torch.get_num_threads())  # they decide the last bit
+    save_file({"images": images_BCHW, "threads": threads, **outputs(detector, images_BCHW)}, file)
 
 
 def replay(settings: dict[str, Any], classes: int, weights: Path, probes: Path, directory: Path) -> dict[str, Any]:
@@ -55,8 +56,7 @@ def replay(settings: dict[str, Any], classes: int, weights: Path, probes: Path, 
     the process's words where it fails.
     """
     request, answer = directory / "replay.json", directory / "replayed.json"
-    asked = {"settings": settings, "classes": classes, "threads": torch.get_num_threads()}  # they decide the last bit
-    request.write_text(json.dumps(asked))
+    request.write_text(json.dumps({"settings": settings, "classes": classes}))
     command = [
         sys.executable,
         "-P",
@@ -78,9 +78,9 @@ def replay(settings: dict[str, Any], classes: int, weights: Path, probes: Path, 
 
 def _main(request: str, weights: str, probes: str, answer: str) -> None:
     asked = json.loads(Path(request).read_text())
-    torch.set_num_threads(asked["threads"])
-    detector = load_detector(asked["settings"], asked["classes"], Path(weights))
     recorded = load_file(probes)
+    torch.set_num_threads(int(recorded["threads"]))
+    detector = load_detector(asked["settings"], asked["classes"], Path(weights))
     again = outputs(detector, recorded["images"])
     differences = {name: (again[name].double() - recorded[name].double()).abs().max().item() for name in again}
     parameters = sum(p.numel() for p in detector.parameters())

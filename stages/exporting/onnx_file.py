@@ -36,8 +36,8 @@ class Graph(nn.Module):
         return found.boxes_BN4, found.scores_BN, found.labels_BN
 
 
-def write_onnx(detector: Detector, height: int, width: int, count: int, file: Path) -> int:
-    """Export and check; returns how many initialisers the file has, every one traced back to the detector.
+def write_onnx(detector: Detector, height: int, width: int, count: int, file: Path) -> tuple[int, int]:
+    """Export and check; returns how many learnt tensors of the detector the file holds, and how many constants.
 
     Raises VerdictError where the batch came out static, where ONNX's own checks fail, or where the file holds numbers
     that are not the detector's.
@@ -82,30 +82,35 @@ def _assert_dynamic(model: onnx.ModelProto) -> None:
         raise VerdictError(f"export: the batch of {static} is static; a detector step turned a size into a number")
 
 
-def trace_initialisers(written: onnx.ModelProto, model: Detector, images_BHWC: Tensor) -> int:
-    """Count the file's initialisers, each of which must be a tensor of the (folded) detector, geometry of its anchors,
-    or a constant that carries nothing learnt: integers of shapes, single numbers, fills of one value.
+def trace_initialisers(written: onnx.ModelProto, model: Detector, images_BHWC: Tensor) -> tuple[int, int]:
+    """Count the file's initialisers (and constant nodes): learnt tensors of the (folded) detector, and constants, which
+    are geometry of its anchors or carry nothing learnt: integers of shapes, single numbers, fills of one value.
 
     Raises VerdictError naming those that are none of these.
     """
-    known = {_content(tensor.detach().cpu().numpy()) for tensor in model.state_dict().values()}
-    known |= {_content(buffer.cpu().numpy()) for buffer in model.buffers()}
+    learnt = {_content(tensor.detach().cpu().numpy()) for tensor in model.state_dict().values()}
+    known = {_content(buffer.cpu().numpy()) for buffer in model.buffers()}
     with torch.no_grad():
         anchors = model.predict(model.features(images_BHWC.permute(0, 3, 1, 2))).anchors.boxes_A4
     sizes, corners = anchors[:, 2:] - anchors[:, :2], anchors[:, :2]
     for column in torch.cat([sizes, corners + 0.5 * sizes, anchors], 1).unbind(1):
         known.add(_content(column.cpu().numpy()))
     known.add(_content(anchors.cpu().numpy()))
-    foreign = []
-    for initialiser in written.graph.initializer:
-        array = numpy_helper.to_array(initialiser)
-        if not _says_nothing(array) and _content(array) not in known:
-            foreign.append(f"{initialiser.name} {list(array.shape)}")
+    foreign, traced, constants = [], 0, 0
+    attributes = [a for node in written.graph.node if node.op_type == "Constant" for a in node.attribute]
+    for tensor in [*written.graph.initializer, *(a.t for a in attributes if a.HasField("t"))]:
+        array = numpy_helper.to_array(tensor)
+        if _content(array) in learnt:
+            traced += 1
+        elif _says_nothing(array) or _content(array) in known:
+            constants += 1
+        else:
+            foreign.append(f"{tensor.name} {list(array.shape)}")
     if foreign:
         raise VerdictError(
             f"export: {len(foreign)} initialisers of the ONNX file are not the student's: {', '.join(foreign[:5])}"
         )
-    return len(written.graph.initializer)
+    return traced, constants
 
 
 def _says_nothing(array: NDArray[Any]) -> bool:

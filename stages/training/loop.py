@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -49,7 +49,7 @@ class TrainingConfig(BaseConfig):
     """Decay of an exponential moving average of the weights; where given, the average is what is kept."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes a GPU if there is one."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Decides initial weights, order of images and augmentation."""
     validate_every: int | None = Field(default=None, ge=1)
     """Steps between measurements of AP on validation images while training."""
@@ -100,10 +100,24 @@ class TrainingTask(Protocol):
 
 @dataclass
 class Fitted:
-    """What a training left: its length, and the seconds spent in steps (not in loading or validation)."""
+    """What a training left so far: its length, the seconds spent in steps (not in loading or validation), and the sums
+    of the losses since the last line of metrics.jsonl."""
 
     iterations: int
     seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    summed: int = 0
+
+    def add(self, values: dict[str, float]) -> None:
+        """Count the losses of one step."""
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}
+        self.summed += 1
+
+    def means(self) -> dict[str, float]:
+        """The mean losses since the last call."""
+        found = {name: value / self.summed for name, value in self.sums.items()}
+        self.sums, self.summed = {}, 0
+        return found
 
 
 class Trainer:
@@ -142,7 +156,6 @@ class Trainer:
         """
         self._resume()
         source = batches(self.fitted.iterations)
-        sums: dict[str, float] = {}
         with (
             MetricsLog(self.metrics_file, resume_step=self.fitted.iterations) as metrics,
             progress("train", total=self.iterations, unit="step", done=self.fitted.iterations) as advance,
@@ -154,13 +167,10 @@ class Trainer:
                 values = self._step(images, targets, iteration)
                 self.fitted.seconds += time.perf_counter() - begun
                 self.fitted.iterations = done = iteration + 1
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + value
+                self.fitted.add(values)
                 if done % self.config.log_every == 0 or done == self.iterations:
-                    count = (done - 1) % self.config.log_every + 1
                     lr = rate(self.config.optimizer, iteration, self.iterations)
-                    metrics.write(done, lr=lr, **{name: value / count for name, value in sums.items()})
-                    sums = {}
+                    metrics.write(done, lr=lr, **self.fitted.means())
                 every = self.config.validate_every
                 if evaluate and every and (done % every == 0 or done == self.iterations):
                     metrics.write(done, **evaluate(self._kept()))

@@ -76,6 +76,8 @@ def train(
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> Fitted:
     """Train `task` in place, continuing from `directory`'s checkpoint if there is one."""
+    if config.iterations(1) == 0:
+        return Fitted(0)
     split = training_split(config, data)
     spec = data.image_spec()
 

@@ -191,7 +191,7 @@ def test_every_model_is_measured_and_the_rows_form_a_chain(accuracy):
 
 
 def test_release_carries_what_was_measured_and_verifies(tmp_path, digits, onnx, accuracy):
-    slots = {"data": digits, "models": [onnx], "accuracy": [accuracy], "latency": []}
+    slots = {"data": digits, "models": [onnx], "accuracy": [accuracy], "latency": [], "reports": []}
     made = make(tmp_path, "bundle", release, {"sample": True, "licence": "cc-by-2.0"}, **slots)
     folder = made.path(made.folder)
     manifest = json.loads((folder / "release.json").read_text())
@@ -204,7 +204,25 @@ def test_release_carries_what_was_measured_and_verifies(tmp_path, digits, onnx, 
 def test_release_refuses_a_file_nobody_measured(tmp_path, digits, onnx, accuracy):
     other = onnx.model_copy(update={"sha256": "0" * 64}).placed(onnx.directory, name="other", key="other")
     with pytest.raises(UserError, match="no AP was measured on other"):
-        make(tmp_path, "bundle", release, {}, data=digits, models=[other], accuracy=[accuracy], latency=[])
+        make(tmp_path, "bundle", release, {}, data=digits, models=[other], accuracy=[accuracy], latency=[], reports=[])
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path, digits, teacher, student_settings):
+    other = teacher.model_copy(update={"classes": teacher.classes[::-1]}).placed(teacher.directory, name="other")
+    config = {"student": student_settings, "methods": METHODS, **TRAINING}
+    with pytest.raises(UserError, match="must have learnt the same classes in the same order"):
+        make(tmp_path, "wrong", distill, config, data=digits, teacher=other)
+
+
+def test_a_pair_that_head_cannot_bridge_is_known_before_any_training(student_settings, teacher_settings):
+    class Node:
+        config = train.Config(detector=student_settings, **TRAINING)
+
+    config = distill.Config(student=teacher_settings, methods=METHODS, **TRAINING)
+    (problem,) = distill.check(config, {"teacher": [Node]})
+    assert (
+        "methods.head: it pairs a dense student with a two-stage teacher, was given FasterRCNN and RetinaNet" in problem
+    )
 
 
 def test_weights_of_another_detector_are_refused(tmp_path, digits, teacher, student_settings):

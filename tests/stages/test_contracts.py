@@ -133,6 +133,21 @@ def test_depthwise_heads_cost_a_fraction(build):
     assert deep < 0.6 * inference_flops(build(plain), *SIZE)
 
 
+@pytest.mark.parametrize("name", detectors())
+def test_geometry_is_in_full_precision_under_autocast(name, build):
+    """On a large canvas, where bfloat16 has steps of 4 pixels."""
+    detector = build(SETTINGS[name]).eval()
+    images = torch.zeros(1, 3, 1088, 1088, dtype=torch.uint8)
+    with torch.no_grad():
+        plain = detector.predict(detector.features(images)).anchors.boxes_A4
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            predictions = detector.predict(detector.features(images))
+            found = detector.proposals(predictions, [(1088, 1088)], ProposalSettings(20, 0.7, 20))
+            candidates = detector.candidates(predictions, 20)
+    assert torch.equal(predictions.anchors.boxes_A4, plain)
+    assert {t.dtype for t in (found[0].boxes, candidates.boxes_BN4)} == {torch.float32}
+
+
 @pytest.fixture
 def pair(build):
     """A student and a teacher of other strides and, to make adapters, of other channels."""

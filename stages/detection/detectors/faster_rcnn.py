@@ -88,7 +88,9 @@ class FasterRCNN(RoIDetector):
         batch = len(features.levels[0])
         objectness, deltas = concat_box_prediction_layers(*self.rpn.head(list(features.levels)))
         objectness_BA, deltas_BA4 = objectness.view(batch, -1), deltas.view(batch, -1, 4)
-        boxes = self.coder.decode_single(deltas.detach(), anchors.boxes_A4.repeat(batch, 1)).view_as(deltas_BA4)
+        boxes = self.coder.decode_single(at_least_single(deltas.detach()), anchors.boxes_A4.repeat(batch, 1)).view_as(
+            deltas_BA4
+        )
         count = self.config.proposals if targets is None else self.config.proposals_training
         sizes = [features.size] * batch if targets is None else targets.sizes
         found = class_agnostic_proposals(
@@ -133,7 +135,7 @@ class FasterRCNN(RoIDetector):
         self, predictions: RoIPredictions, sizes: Sequence[tuple[int, int]], settings: ProposalSettings
     ) -> tuple[Proposals, ...]:
         batch = len(predictions.objectness_BA)
-        flat = predictions.deltas_BA4.detach().flatten(0, 1)
+        flat = at_least_single(predictions.deltas_BA4.detach()).flatten(0, 1)
         boxes = self.coder.decode_single(flat, predictions.anchors.boxes_A4.repeat(batch, 1))
         return class_agnostic_proposals(
             predictions.objectness_BA.detach().sigmoid(),

@@ -95,7 +95,7 @@ class RetinaNet(DenseDetector):
         class_tower, logits = self.head.classification_head(features.levels)
         box_tower, deltas = self.head.regression_head(features.levels)
         repeated = anchors.boxes_A4.repeat(deltas.shape[0], 1)  # len() would fix the batch of an export
-        boxes = self.coder.decode_single(deltas.flatten(0, 1), repeated).view_as(deltas)
+        boxes = self.coder.decode_single(at_least_single(deltas).flatten(0, 1), repeated).view_as(deltas)
         return DensePredictions(class_tower, box_tower, logits, deltas, boxes, anchors)
 
     def loss(self, predictions: DensePredictions, targets: Targets) -> dict[str, Tensor]:

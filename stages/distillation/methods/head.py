@@ -71,11 +71,10 @@ class HEAD(DistillationMethod):
 
     def __init__(self, config: HEAD.Config, student: Detector, teacher: Detector | None) -> None:
         super().__init__(config, student, teacher)
-        if not isinstance(student, DenseDetector) or not isinstance(teacher, RoIDetector):
-            raise UserError(
-                "method head: pairs a dense student with a two-stage teacher, was given "
-                f"{type(student).__name__} and {type(teacher).__name__}; for detectors of one kind take pkd"
-            )
+        if problem := self.misfit(type(student), type(teacher) if teacher else None):
+            raise UserError(f"method head: {problem}")
+        assert isinstance(student, DenseDetector)
+        assert isinstance(teacher, RoIDetector)
         self.config = config
         assistant = config.assistant
         self.assistant: Assistant = assistant.cls.build(assistant.config, student, teacher)
@@ -87,6 +86,15 @@ class HEAD(DistillationMethod):
         self.ckd_adapter = PerAnchorLinear(student.tower_channels, wide, anchors)
         self.proposal_settings = ProposalSettings(config.proposals_before_nms, 0.7, config.proposals)
         self.sampling = SamplingSettings(config.rois)
+
+    @classmethod
+    def misfit(cls, student: type[Detector], teacher: type[Detector] | None) -> str | None:
+        if teacher and issubclass(student, DenseDetector) and issubclass(teacher, RoIDetector):
+            return None
+        kinds = f"{student.__name__} and {teacher.__name__ if teacher else 'no teacher'}"
+        return (
+            f"it pairs a dense student with a two-stage teacher, was given {kinds}; for detectors of one kind take pkd"
+        )
 
     def forward(self, batch: DistillationBatch) -> Mapping[str, Tensor]:
         config, predictions = self.config, batch.predictions

@@ -7,14 +7,14 @@ another training seed would do shows in the spread over seeds, where there are s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
 from deploy.gain import Gain, paired_bootstrap
 from stages.artifacts.checkpoint import TrainedDetector
 from stages.artifacts.reports import AccuracyRow
-from stages.evaluation.report.evidence import Evidence, axes_of
+from stages.evaluation.report.evidence import Evidence, axes_of, stage_of
 from stages.evaluation.report.wording import ap, counted, interval, listed, rounded, seconds, signed_ap
 
 # Settings that cannot change what is learnt, or that the checkpoint itself tells better.
@@ -49,6 +49,8 @@ class Comparison:
     control: str
     pairs: tuple[Pair, ...] = ()
     missing: str = ""
+    unpaired: Mapping[str, str] = field(default_factory=dict)
+    """Nodes of either stage that are in no pair, and why: their seeds might have told another story."""
 
     @property
     def mean(self) -> float | None:
@@ -69,8 +71,25 @@ class Comparison:
 
     @property
     def shown(self) -> bool:
-        """Whether every pair's interval lies above 0."""
-        return self.bounds is not None and self.bounds[0] > 0
+        """Whether every node has found its partner, and every pair's interval lies above 0."""
+        return self.bounds is not None and self.bounds[0] > 0 and not self.unpaired
+
+    @property
+    def left_out(self) -> str:
+        """Which nodes were not compared, and why; empty where all were."""
+        told = [f"{name} ({why})" for name, why in self.unpaired.items()]
+        return f"not compared: {listed(told)}" if told else ""
+
+    @property
+    def shorter(self) -> list[str]:
+        """The pairs whose control was trained for less time than its student: `120 s against 180 s`."""
+        known = [pair.trained for pair in self.pairs if pair.trained]
+        return [f"{b.seconds:.0f} s against {a.seconds:.0f} s" for a, b in known if b.seconds < a.seconds]
+
+    @property
+    def untimed(self) -> list[str]:
+        """Students of pairs for which a time of training is not known."""
+        return [p.student.name for p in self.pairs if not (p.trained and all(one.seconds for one in p.trained))]
 
     @property
     def _noun(self) -> str:
@@ -90,9 +109,13 @@ class Comparison:
         )
         if self.spread is not None:
             found += f" (sd {ap(self.spread)} over {self._noun}s)"
+        if self.unpaired:
+            found += f"; {self.left_out}"
         if self.shown:
             return f"gain {found}"
-        return f"worse than its control: {found}" if self.bounds[1] < 0 else f"no gain shown: {found}"
+        if self.bounds[1] < 0:
+            return f"worse than its control: {found}"
+        return f"{'no gain' if self.bounds[0] <= 0 else 'a gain of every seed is not'} shown: {found}"
 
     def to_dict(self) -> dict[str, Any]:
         """For report.json: AP from 0 to 1."""
@@ -105,6 +128,7 @@ class Comparison:
             "spread": rounded(self.spread),
             "shown": self.shown,
             "sentence": self.sentence,
+            "unpaired": dict(self.unpaired),
             "pairs": [
                 {
                     "student": pair.student.name,
@@ -132,29 +156,46 @@ def compare(evidence: Evidence, control: str, samples: int = 1000) -> Comparison
     if absent := [stage for stage in stages if not measured[stage]]:
         return Comparison(control, missing=f"no AP of {listed(absent)} is among the rows")
     annotations = evidence.data.annotations("val")
+    partners, unpaired = _paired(measured[stages[0]], measured[control], evidence)
+    for name in (name for stage in stages for name in evidence.nodes_of(stage)):
+        if all(name != row.name for rows in measured.values() for row in rows):
+            unpaired[name] = "no AP"
     pairs = []
-    for student, other in _paired(measured[stages[0]], measured[control], evidence):
+    for student, other in partners:
         gain = paired_bootstrap(evidence.results(other), evidence.results(student), annotations, samples)
         own, others = evidence.training(student.key), evidence.training(other.key)
         pairs.append(Pair(student, other, gain, (own, others) if own and others else None))
-    missing = "" if pairs else f"no {control} has the matrix values or the seed of a {evidence.roles.student}"
-    return Comparison(control, tuple(pairs), missing)
+    missing = "" if pairs else "; ".join(f"{name}: {why}" for name, why in unpaired.items())
+    return Comparison(control, tuple(pairs), missing, unpaired)
 
 
 def _paired(
     students: list[AccuracyRow], controls: list[AccuracyRow], evidence: Evidence
-) -> Iterator[tuple[AccuracyRow, AccuracyRow]]:
-    """Equal matrix values belong together; else the one control of the same training seed."""
+) -> tuple[list[tuple[AccuracyRow, AccuracyRow]], dict[str, str]]:
+    """Equal matrix values belong together; else the one control of the same training seed. And who is left, and why."""
+    pairs: list[tuple[AccuracyRow, AccuracyRow]] = []
+    unpaired: dict[str, str] = {}
+    matched: set[str] = set()
+    for student in students:
+        same = _partners(student, controls, evidence)
+        matched |= {row.name for row in same}
+        if len(same) == 1:
+            pairs.append((student, same[0]))
+        elif same:
+            unpaired[student.name] = f"{listed([row.name for row in same])} match, which is ambiguous"
+        else:
+            unpaired[student.name] = f"no {stage_of(controls[0].name)} has its matrix values or seed"
+    alone = (row.name for row in controls if row.name not in matched)
+    return pairs, unpaired | dict.fromkeys(alone, f"no {stage_of(students[0].name)} has its matrix values or seed")
 
+
+def _partners(student: AccuracyRow, controls: list[AccuracyRow], evidence: Evidence) -> list[AccuracyRow]:
     def seed(row: AccuracyRow) -> int | None:
         trained = evidence.training(row.key)
         return trained.seed if trained else None
 
-    for student in students:
-        same = [row for row in controls if axes_of(row.name) == axes_of(student.name)]
-        same = same or [row for row in controls if seed(row) is not None and seed(row) == seed(student)]
-        if len(same) == 1:
-            yield student, same[0]
+    same = [row for row in controls if axes_of(row.name) == axes_of(student.name)]
+    return same or [row for row in controls if seed(row) is not None and seed(row) == seed(student)]
 
 
 def fairness(comparison: Comparison, same_length: bool) -> list[str]:
@@ -208,16 +249,23 @@ def times(comparison: Comparison) -> list[str]:
         return []
     own, other = ([pair[side] for pair in known] for side in (0, 1))
     mean = "on average " if len(known) > 1 else ""
-    words = [
+    return [
         f"training took {mean}{seconds(fmean(one.seconds for one in own))} and {_iterations(own)} for the student, "
-        f"{seconds(fmean(one.seconds for one in other))} and {_iterations(other)} for {comparison.control}"
+        f"{seconds(fmean(one.seconds for one in other))} and {_iterations(other)} for {comparison.control}",
+        *doubts(comparison),
     ]
-    short = [f"{b.seconds:.0f} s against {a.seconds:.0f} s" for a, b in known if b.seconds < a.seconds]
-    if short:
+
+
+def doubts(comparison: Comparison) -> list[str]:
+    """Why an equal-time control is none: it had less time than the student, or nobody knows."""
+    words = []
+    if comparison.shorter:
         words.append(
-            f"the equal-time control was in fact given less time than the student ({listed(short)}), which favours the "
-            "student: give it more iterations"
+            f"the equal-time control was in fact given less time than the student ({listed(comparison.shorter)}), "
+            "which favours the student: give it more iterations"
         )
+    if comparison.untimed:
+        words.append(f"the times of training of {listed(comparison.untimed)} and its control are not both known")
     return words
 
 

@@ -65,6 +65,11 @@ class Evidence:
         """Rows of the nodes of one stage: several where it has a matrix."""
         return [row for row in self.rows if stage_of(row.name) == stage]
 
+    def nodes_of(self, stage: str) -> list[str]:
+        """Names of the nodes of one stage, measured or only wired in."""
+        names = [one.name for one in [*self.rows, *self.checkpoints]]
+        return [name for name in dict.fromkeys(names) if stage_of(name) == stage]
+
     def row(self, key: str) -> AccuracyRow | None:
         """The first row of AP of an artifact."""
         return next((row for row in self.rows if row.key == key), None)
@@ -72,6 +77,13 @@ class Evidence:
     def latency_of(self, row: AccuracyRow) -> LatencyRow | None:
         """The first row of latency of the same file."""
         return next((timed for timed in self.latency_rows if timed.sha256 == row.sha256), None)
+
+    @property
+    def measure_again(self) -> str:
+        """How latency is measured again; empty where it was not measured."""
+        stages = dict.fromkeys(stage_of(report.name) for report in self.latency)
+        flags = " ".join(f"--force {stage}" for stage in stages)
+        return f"to measure again, on a machine that does nothing else: pipeline run CONFIG {flags}" if flags else ""
 
     def checkpoint(self, key: str) -> TrainedDetector | None:
         """The checkpoint of a key, if it is wired in."""

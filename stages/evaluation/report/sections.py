@@ -82,8 +82,21 @@ def models(evidence: Evidence) -> Section:
     if checked:
         notes.append(f"a second evaluator (pycocotools against hotcoco) gave the same 12 numbers for {listed(checked)}")
     notes.append("times are of one image from file to detections; ? marks a measurement that the machine disturbed")
+    notes += _left_out(evidence)
     head = (table.head[0], "form", *table.head[1:])
     return Section("Models", tables=[Table(head, lines, words=2)], plots=plot, notes=notes)
+
+
+def _left_out(evidence: Evidence) -> list[str]:
+    """What a report of other stages would also say."""
+    roles = evidence.roles
+    needs = {
+        "a gain over a control": (roles.student, roles.control),
+        "what the teacher had that the student had not": (roles.teacher, roles.student),
+    }
+    absent = {what: [stage for stage in stages if not evidence.nodes_of(stage)] for what, stages in needs.items()}
+    told = [f"{what} (there is no stage {' or '.join(stages)})" for what, stages in absent.items() if stages]
+    return [f"not told here: {listed(told)}"] if told else []
 
 
 def chain(found: Sequence[Chain], evidence: Evidence) -> Section:
@@ -130,11 +143,11 @@ def _hop_line(row: AccuracyRow, hop: Hop | None) -> tuple[str, ...]:
     return row.name, form, did, ap(row.statistics.get("ap")), ap(row.statistics.get("ap50")), change
 
 
-def gain(over_control: Comparison, over_equal_time: Comparison) -> Section:
-    """The student against its controls."""
-    sentences = fairness(over_control, same_length=True)
+def gain(over_control: Comparison | None, over_equal_time: Comparison | None) -> Section:
+    """The student against its controls; None is one that nobody expects."""
+    sentences = fairness(over_control, same_length=True) if over_control else []
     notes = []
-    if over_control.pairs:
+    if over_control and over_control.pairs:
         one = over_control.pairs[0].gain
         notes.append(
             f"interval: paired bootstrap, {one.samples:,} samples of {one.images:,} validation images, each model on the "
@@ -144,12 +157,12 @@ def gain(over_control: Comparison, over_equal_time: Comparison) -> Section:
             notes.append("one seed was run, so nothing is known about the spread over seeds")
         else:
             notes.append("over several seeds the interval given is the hull of theirs, the gain their mean")
-    if over_equal_time.pairs:
+    if over_equal_time and over_equal_time.pairs:
         sentences.append(
             f"against {over_equal_time.control}, the same student trained longer alone: {over_equal_time.sentence}"
         )
         sentences += [*times(over_equal_time), *fairness(over_equal_time, same_length=False)]
-    else:
+    elif over_equal_time:
         sentences.append(over_equal_time.sentence)
     lines = [
         (
@@ -162,11 +175,12 @@ def gain(over_control: Comparison, over_equal_time: Comparison) -> Section:
             signed_ap(pair.gain.high),
         )
         for comparison in (over_control, over_equal_time)
-        for pair in comparison.pairs
+        for pair in (comparison.pairs if comparison else ())
     ]
     head = ("student", "control", "student's AP", "control's AP", "gain", "low", "high")
     tables = [Table(head, lines, words=2)] if lines else []
-    return Section("Gain over the control", over_control.sentence, sentences, tables, notes=notes)
+    strong = over_control.sentence if over_control else ""
+    return Section("Gain over the control", strong, sentences, tables, notes=notes)
 
 
 def advantage(evidence: Evidence) -> Section:
@@ -297,7 +311,7 @@ def latency(evidence: Evidence) -> Section:
         sentences.append(f"model {row.name}: batch of one, {millions(row.flops)} operations, on {where}{memory}")
         if not row.reliable:
             reasons = "; ".join(row.evidence.get("reasons", ())) or "the benchmark gives no reason"
-            sentences.append(f"model {row.name}: UNRELIABLE, do not quote it: {reasons}")
+            sentences.append(f"model {row.name}: UNRELIABLE, do not quote it: {reasons}; {evidence.measure_again}")
         tables.append(_latency_table(row, title=row.name if len(rows) > 1 else ""))
     parts = {
         row.name: {step: row.steps[step]["mean"] or 0.0 for step in STEPS[:-1] if step in row.steps} for row in rows
@@ -334,7 +348,9 @@ def proofs(evidence: Evidence) -> Section:
         parity = model.parity
         sentences.append(
             f"export {model.name}: compared with {parity.reference} on {counted(parity.images, 'validation image')}: "
-            f"{parity.sentence}; all {model.initialisers:,} weights in the file are traced to tensors of {parity.reference}"
+            f"{parity.sentence}; {counted(model.initialisers, 'learnt tensor')} in the file, each traced to one of "
+            f"{parity.reference}, and {counted(model.constants, 'constant')} that nobody learnt (shapes, geometry of the "
+            "anchors, fills of a single value); it holds nothing else"
         )
     if not sentences:
         return Section("Proofs", sentences=["nothing was pruned or exported"])
