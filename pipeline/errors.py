@@ -44,10 +44,15 @@ class Interrupted(PipelineError):
     exit_code = 130
 
 
+def closest(given: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is close to the given one, if any."""
+    return next(iter(get_close_matches(given, list(known), n=1, cutoff=0.6)), None)
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` when a known name is close to the given one, or the known names, or nothing."""
     names = list(known)
-    close = get_close_matches(given, names, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{close[0]}'?"
+    close = closest(given, names)
+    if close is not None:
+        return f"; did you mean '{close}'?"
     return f"; there are: {', '.join(names)}" if names else ""

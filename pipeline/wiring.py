@@ -10,7 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from pipeline.config import BaseConfig
-from pipeline.errors import did_you_mean
+from pipeline.errors import closest, did_you_mean
 from pipeline.matrix import Axes, Reference
 from pipeline.stage import Slot, Stage
 
@@ -47,13 +47,16 @@ def wire(entries: Mapping[str, Entry]) -> list[str]:
         if entry.stage is None:
             continue
         needs = _needs(entry, problems)
+        meant = {closest(str(name), entry.stage.slots) for name in needs if name not in entry.stage.slots}
         for slot in entry.stage.slots.values():
             if slot.name in needs:
                 entry.edges[slot.name] = _named(entry, slot, needs[slot.name], entries, problems)
             elif slot.many:
                 gathering.append((entry, slot))
             else:
-                entry.edges[slot.name] = _same_name(entry, slot, entries, problems)
+                # That a slot is empty, whose name was written wrong, is not a second problem.
+                found = [] if slot.name in meant else problems
+                entry.edges[slot.name] = _same_name(entry, slot, entries, found)
     # The last first: of two stages that could gather each other, the later one in the config gathers the earlier.
     for entry, slot in reversed(gathering):
         below = _downstream(entry.name, entries)

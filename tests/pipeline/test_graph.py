@@ -269,6 +269,17 @@ stages:
     assert len(problems(kitchen, text)) == 1
 
 
+def test_a_wrong_slot_name_is_one_line(kitchen) -> None:
+    text = "stages: {wheat: {uses: grind}, dough: {uses: knead, needs: {%s: wheat}}}"
+    assert problems(kitchen, text % "flower") == [
+        "stages.dough.needs.flower: knead has no such slot; did you mean 'flour'?"
+    ]
+    assert problems(kitchen, text % "water") == [
+        "stages.dough.needs.water: knead has no such slot; there are: flour, starter",
+        "stages.dough.needs.flour: needs a Flour and no other stage is named 'flour'; would fit: wheat",
+    ]
+
+
 def test_a_stage_by_path(kitchen) -> None:
     kitchen.write("my_oven.py", (kitchen.folder / "bakery/bake.py").read_text().replace("Bake dough", "My oven"))
     made = nodes(
