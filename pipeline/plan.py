@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 FIRST_PARTY = ("deploy",)
 """Packages whose code counts as ours wherever it is installed, beside the package of the stages."""
 
+_CPUS, _BOARD = Path("/proc/cpuinfo"), Path("/proc/device-tree/model")
+
 
 def read(path: Path) -> bytes:
     """Return the bytes of a config file. Raises ConfigError, with a close name, when it cannot be read."""
@@ -207,6 +209,20 @@ def _roots(package: str) -> list[Path]:
     return found
 
 
+def _cores() -> int | None:
+    """Return how many cores this process may use: `taskset` and containers leave it fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _processor() -> str:
+    """Return the line that names the processor, or the board where none does; nothing where that is not told."""
+    with suppress(OSError), _CPUS.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:  # no further than the first: there is one for each of maybe hundreds of cores
+            if line.lower().startswith(("model name", "hardware")):
+                return line
+    return _BOARD.read_text(errors="replace") if _BOARD.is_file() else ""
+
+
 def surroundings(package: str) -> str:
     """Return the hash of what every plan made here and now depends on: our sources, versions, machine, folder."""
     sources = [path for root in _roots(package) for path in root.rglob("*.py")]
@@ -217,6 +233,7 @@ def surroundings(package: str) -> str:
         "python": platform.python_version(),
         # Only what `identity` of a stage may look at without our knowing: a remembered plan must not outlive it.
         "machine": [platform.node(), platform.machine(), os.environ.get("CUDA_VISIBLE_DEVICES")],
+        "processor": [_cores(), _processor()],
         "devices": [path.read_text() if path.is_file() else path.name for path in devices if path.exists()],
         "folder": os.getcwd(),
         "package": package,

@@ -179,3 +179,23 @@ def test_a_plan_is_recalled_until_anything_it_was_made_from_changes(kitchen) -> 
     assert recalled() is not None
     grain.unlink()
     assert recalled() is None
+
+
+def test_another_processor_or_fewer_cores_make_a_remembered_plan_stale(kitchen, monkeypatch) -> None:
+    cpus, board = kitchen.write("cpuinfo", "processor: 0\nmodel name: one\ncpu MHz: 1\n"), kitchen.folder / "board"
+    monkeypatch.setattr(plan, "_CPUS", cpus)
+    monkeypatch.setattr(plan, "_BOARD", board)
+    found = [plan.surroundings("bakery")]
+    cpus.write_text(cpus.read_text().replace("MHz: 1", "MHz: 2"))
+    assert plan.surroundings("bakery") == found[0]
+    cpus.write_text(cpus.read_text().replace("one", "two"))
+    found.append(plan.surroundings("bakery"))
+    cpus.write_text("processor: 0\n")
+    board.write_text("Pi")
+    found.append(plan.surroundings("bakery"))
+    board.unlink()
+    cpus.unlink()
+    found.append(plan.surroundings("bakery"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(1000), raising=False)
+    found.append(plan.surroundings("bakery"))
+    assert len(set(found)) == 5
