@@ -274,8 +274,8 @@ def test_a_wrong_slot_name_is_one_line(kitchen) -> None:
     assert problems(kitchen, text % "flower") == [
         "stages.dough.needs.flower: knead has no such slot; did you mean 'flour'?"
     ]
-    assert problems(kitchen, text % "water") == [
-        "stages.dough.needs.water: knead has no such slot; there are: flour, starter",
+    assert problems(kitchen, text % "oil") == [
+        "stages.dough.needs.oil: knead has no such slot; there are: flour, starter",
         "stages.dough.needs.flour: needs a Flour and no other stage is named 'flour'; would fit: wheat",
     ]
 
