@@ -215,7 +215,27 @@ def test_help_is_quick_and_imports_little() -> None:
     assert ran.stdout.splitlines()[-1] == "[]"
 
 
+NEEDS_EXTRA = (
+    "pipeline: %s not installed, and training and export need the 'train' extra; "
+    "in a copy of the repository: pip install '.[train,cpu]'\n"
+)
+
+
 def test_without_the_extra_it_says_which(monkeypatch, capsys) -> None:
     monkeypatch.setattr(pipeline.__main__, "find_spec", lambda name: None if name == "pydantic" else object())
     assert pipeline.__main__.main(["--help"]) == 2
-    assert "need the 'train' extra; pip install 'headstart[train,cpu]'" in capsys.readouterr().err
+    assert capsys.readouterr().err == NEEDS_EXTRA % "pydantic"
+
+
+@pytest.mark.parametrize("command", [["run", "c.yaml"], ["plan", "c.yaml"], ["check", "c.yaml"], ["stages"]])
+def test_without_what_a_stage_imports_it_says_the_same(kitchen, command: list[str]) -> None:
+    kitchen.edit("bake.py", "import errno\n", "import errno\n\nimport oven_of_others.heat\n")
+    assert kitchen.pipeline(*command) == 2
+    assert kitchen.err == NEEDS_EXTRA % "oven_of_others"
+
+
+@pytest.mark.parametrize("missing", ["bakery.oven", "stages.oven", "pydantic.oven"])
+def test_a_module_missing_from_what_is_there_is_a_bug(kitchen, missing: str) -> None:
+    kitchen.edit("bake.py", "import errno\n", f"import errno\n\nimport {missing}\n")
+    with pytest.raises(ModuleNotFoundError, match=r"\.oven"):
+        kitchen.pipeline("check", "c.yaml")
