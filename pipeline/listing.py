@@ -91,11 +91,17 @@ def _indented(settings: Any) -> Iterator[str]:
 
 
 def outcome_lines(outcome: Outcome, store: Store) -> Iterator[str]:
-    """Yield what a run came to: the last `summary.txt` among its artifacts, then where each result lies."""
+    """Yield what a run came to: the last `summary.txt` among its artifacts, every `report.html`, where each result lies.
+
+    What a stage writes under these names is shown so, whatever the stage.
+    """
     summaries = [made.directory / "summary.txt" for made in outcome.finished.values()]
     last = next((path for path in reversed(summaries) if path.is_file()), None)
     if last:
         yield last.read_text(encoding="utf-8").rstrip("\n")
+    reports = [name for name, made in outcome.finished.items() if (made.directory / "report.html").is_file()]
+    yield from (f"report: {_shown(store.latest(name) / 'report.html')}" for name in reports)
+    if last or reports:
         yield ""
     rows = [(str(_shown(store.latest(name))), made.directory.name) for name, made in outcome.finished.items()]
     yield from columns(rows)

@@ -42,6 +42,15 @@ def test_a_run_makes_everything_once(kitchen) -> None:
     assert "bake: 2/2 loaf" in log
 
 
+def test_the_end_says_where_a_report_lies(kitchen) -> None:
+    kitchen.edit("taste.py", "    failed =", '    (directory / "report.html").write_text("<p>Good.")\n    failed =')
+    for took in (EVERYTHING, []):  # the second time from the remembered plan
+        assert kitchen.pipeline("run", "c.yaml") == 0
+        assert kitchen.took() == took
+        assert kitchen.out.startswith("bread 2 64\nreport: runs/latest/verdict/report.html\n\nruns/latest/flour")
+    assert (kitchen.folder / "runs/latest/verdict/report.html").read_text() == "<p>Good."
+
+
 def test_a_run_where_nothing_has_changed_imports_no_stage(kitchen) -> None:
     assert kitchen.pipeline("run", "c.yaml") == 0
     script = (
