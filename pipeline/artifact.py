@@ -5,7 +5,7 @@ The fields are JSON and are written to `artifact.json`; fields that name files a
 
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
@@ -21,12 +21,22 @@ class Artifact(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="constants")
 
+    incidental: ClassVar[tuple[str, ...]] = ()
+    """Fields that measure the making, as its seconds: two artifacts that differ in these alone have the same content."""
+
     failures: tuple[str, ...] = ()
     """Gates that failed, one sentence each: the artifact is published, nothing downstream runs, the command exits 3."""
 
     _directory: Path | None = PrivateAttr(default=None)
     _name: str = PrivateAttr(default="")
     _key: str = PrivateAttr(default="")
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Raise TypeError when `incidental` names what is no field."""
+        unknown = [name for name in cls.incidental if name not in cls.model_fields]
+        if unknown:
+            raise TypeError(f"{cls.__name__}.incidental: {', '.join(unknown)} is no field of it")
 
     @property
     def directory(self) -> Path:

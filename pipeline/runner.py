@@ -133,7 +133,7 @@ class Runner:
             **self.process,
         }
         record = result.model_dump_json(indent=1).encode() + b"\n"
-        return self.store.publish(step.uses, step.key, record, provenance)
+        return self.store.publish(step.uses, step.key, record, provenance, node.stage.produces.incidental)
 
     def _inputs(self, step: Step, outcome: Outcome) -> dict[str, Any]:
         """Return the artifacts for the stage's slots, placed and named."""
@@ -159,7 +159,9 @@ class Runner:
         adopted = before.get("adopted_from") or {"key": before["key"], "code": before["parts"]["code"]}
         provenance = {**before, **_described(step, made_from), "adopted_from": adopted}
         _logger.warning("%s: keeps what older code made (%s)", step.name, older.directory.name)
-        return self.store.publish(step.uses, step.key, (older.directory / "artifact.json").read_bytes(), provenance)
+        record = (older.directory / "artifact.json").read_bytes()
+        # With the content it had: what older code made from it may be kept as well.
+        return self.store.publish(step.uses, step.key, record, provenance, (), older.content)
 
 
 def adoptable(step: Step, contents: Mapping[str, str], store: Store) -> Finished | None:

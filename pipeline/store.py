@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,16 +152,24 @@ class Store:
             digest.write_atomically(note, given)
         return partial
 
-    def publish(self, uses: str, key: str, record: bytes, provenance: dict[str, Any]) -> Finished:
+    def publish(
+        self,
+        uses: str,
+        key: str,
+        record: bytes,
+        provenance: dict[str, Any],
+        incidental: Collection[str] = (),
+        content: str = "",
+    ) -> Finished:
         """Make the partial directory of a key its artifact, replacing one that is there; hold the lock.
 
-        `record` is the content of `artifact.json`. Raises ValueError when the directory holds links.
+        `record` is what `artifact.json` will hold; its fields `incidental` are no part of the content's digest, which
+        is `content` if given. Raises ValueError when the directory holds links.
         """
         partial, directory = self.partial(uses, key), self.directory(uses, key)
         (partial / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
         files = _hashed(partial)
-        content = [(name, file["sha256"]) for name, file in files.items() if name not in _NOT_CONTENT]
-        described = {"content": digest.of_values([content, record.decode()]), "files": files}
+        described = {"content": content or _content(files, record, incidental), "files": files}
         (partial / "files.json").write_text(json.dumps(described, indent=1) + "\n")
         for folder, _, names in os.walk(partial, topdown=False):
             for name in names:
@@ -223,6 +231,14 @@ def _hashed(directory: Path) -> dict[str, dict[str, Any]]:
             name = path.relative_to(directory).as_posix()
             files[name] = {"bytes": path.stat().st_size, "sha256": digest.of_file(path)}
     return files
+
+
+def _content(files: Mapping[str, dict[str, Any]], record: bytes, incidental: Collection[str]) -> str:
+    """Return the digest of what was made: the files and the record, without what only tells of the making."""
+    hashes = [(name, file["sha256"]) for name, file in files.items() if name not in _NOT_CONTENT]
+    if not incidental:
+        return digest.of_values([hashes, record.decode()])
+    return digest.of_values([hashes, {k: value for k, value in json.loads(record).items() if k not in incidental}])
 
 
 def _fsync(path: Path) -> None:

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
+from pipeline.artifact import Artifact
 from pipeline.store import Store
 
 EVERYTHING = ["grind", "knead 5", "bake 2", "loaf 0", "loaf 1", "taste"]
@@ -118,6 +120,27 @@ def test_force_with_another_result_makes_what_hangs_on_it_again(kitchen) -> None
     )  # dough is stale; what follows it depends on how dough comes out
     assert kitchen.pipeline("run", "c.yaml") == 0
     assert kitchen.took() == ["knead 5"]
+
+
+def test_what_was_only_measured_while_it_was_made_does_not_make_what_hangs_on_it_again(kitchen) -> None:
+    kitchen.edit("goods/bread.py", "    loaves: int\n", "    loaves: int\n    seconds: float\n")
+    kitchen.edit("bake.py", "loaves=config.loaves)", "loaves=config.loaves, seconds=time.time())")
+    kitchen.pipeline("run", "c.yaml")
+    kitchen.pipeline("run", "c.yaml", "--force", "bread")
+    assert kitchen.took()[-1] == "taste"
+    kitchen.edit("goods/bread.py", "    loaves: int\n", '    incidental = ("seconds",)\n    loaves: int\n')
+    kitchen.pipeline("run", "c.yaml")
+    kitchen.took()
+    assert kitchen.pipeline("run", "c.yaml", "--force", "bread") == 0
+    assert kitchen.took() == ["bake 2", "loaf 0", "loaf 1"]
+
+
+def test_an_incidental_field_must_be_one() -> None:
+    with pytest.raises(TypeError, match=r"Loaf.incidental: second is no field of it"):
+
+        class Loaf(Artifact):
+            incidental: ClassVar[tuple[str, ...]] = ("second",)
+            seconds: float = 0.0
 
 
 def test_what_older_code_made_is_kept_on_request_and_recorded(kitchen) -> None:

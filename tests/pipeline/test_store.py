@@ -21,12 +21,14 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "runs")
 
 
-def publish(store: Store, text: str = "loaf", record: str = '{"failures": []}') -> Path:
+def publish(
+    store: Store, text: str = "loaf", record: str = '{"failures": []}', incidental: tuple[str, ...] = ()
+) -> Path:
     partial = store.begin("bake", KEY, fresh=True, inputs={})
     (partial / "crumbs").mkdir()
     (partial / "crumbs/a.txt").write_text(text)
     (partial / "run.log").write_text(str(os.urandom(4)))
-    return store.publish("bake", KEY, record.encode(), PROVENANCE).directory
+    return store.publish("bake", KEY, record.encode(), PROVENANCE, incidental).directory
 
 
 def test_published_is_found_with_its_files(store: Store) -> None:
@@ -60,6 +62,19 @@ def test_the_content_is_the_same_when_only_the_log_differs(store: Store) -> None
 
     assert content("loaf") == content("loaf")
     assert content("loaf") != content("cake")
+
+
+def test_incidental_fields_are_no_content_but_files_are(store: Store) -> None:
+    def content(text: str, crumbs: int, seconds: float, *incidental: str) -> str:
+        publish(store, text, f'{{"crumbs": {crumbs}, "seconds": {seconds}, "loss": NaN}}', incidental)
+        finished = store.finished("bake", KEY)
+        assert finished
+        return finished.content
+
+    assert content("loaf", 1, 2.5) != content("loaf", 1, 2.6)
+    timed = content("loaf", 1, 2.5, "seconds")
+    assert content("loaf", 1, 2.6, "seconds") == timed
+    assert len({content("cake", 1, 2.5, "seconds"), content("loaf", 2, 2.5, "seconds"), timed}) == 3
 
 
 @pytest.mark.parametrize("exchange", [True, False])
