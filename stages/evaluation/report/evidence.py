@@ -67,7 +67,7 @@ class Evidence:
 
     def nodes_of(self, stage: str) -> list[str]:
         """Names of the nodes of one stage, measured or only wired in."""
-        names = [one.name for one in [*self.rows, *self.checkpoints]]
+        names = [*(row.name for row in self.rows), *(checkpoint.name for checkpoint in self.checkpoints)]
         return [name for name in dict.fromkeys(names) if stage_of(name) == stage]
 
     def row(self, key: str) -> AccuracyRow | None:

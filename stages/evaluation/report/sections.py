@@ -247,22 +247,24 @@ def classes(evidence: Evidence) -> Section:
     stages = [roles.teacher, roles.control, roles.equal_time_control, roles.student]
     stages += [stage_of(row.name) for row in evidence.exported]
     columns = {stage: rows for stage in dict.fromkeys(stages) if (rows := evidence.of_stage(stage))}
+    compared = roles.student in columns and roles.control in columns
     boxes = evidence.data.val.boxes_per_class
-    lines = []
-    for name in evidence.data.classes:
-        values = {stage: _class_ap(rows, name) for stage, rows in columns.items()}
+
+    def line(name: str, objects: int, values: dict[str, float | None]) -> tuple[str, ...]:
         own, other = values.get(roles.student), values.get(roles.control)
         change = MISSING if own is None or other is None else signed_ap(own - other)
-        lines.append((name, f"{boxes.get(name, 0):,}", *map(ap, values.values()), change))
-    means = [mean_ap(rows) for rows in columns.values()]
-    own, other = (mean_ap(columns.get(stage, ())) for stage in (roles.student, roles.control))
-    change = MISSING if own is None or other is None else signed_ap(own - other)
-    lines.append(("all", f"{sum(boxes.values()):,}", *map(ap, means), change))
+        return (name, f"{objects:,}", *map(ap, values.values()), *([change] if compared else []))
+
+    lines = [
+        line(name, boxes.get(name, 0), {stage: _class_ap(rows, name) for stage, rows in columns.items()})
+        for name in evidence.data.classes
+    ]
+    lines.append(line("all", sum(boxes.values()), {stage: mean_ap(rows) for stage, rows in columns.items()}))
     several = [f"{stage} ({len(rows)} nodes)" for stage, rows in columns.items() if len(rows) > 1]
     notes = [f"means over nodes: {listed(several)}"] if several else []
     if any(boxes.get(name, 0) == 0 for name in evidence.data.classes):
         notes.append("a class without an object in the validation images has no AP")
-    head = ("class", "objects", *columns, "student - control")
+    head = ("class", "objects", *columns, *(["student - control"] if compared else []))
     return Section("AP by class", tables=[Table(head, lines)], notes=notes)
 
 

@@ -193,7 +193,7 @@ class Story:
         self.models.append(
             ExportedModel(
                 file="model.onnx", classes=self.data.classes, parameters=row.parameters, flops=120_000_000, opset=20, contract={},
-                initialisers=118, **fields,
+                initialisers=118, constants=21, **fields,
             ).placed(self.folder, name=name, key=key_of(name))
         )  # fmt: skip
 

@@ -55,6 +55,58 @@ def test_one_student_finds_the_control_of_its_seed(three_seeds: Any, story_parts
     assert pair.control.name == "control[seed=2]"
 
 
+def dropped(story: Any, *names: str) -> Any:
+    """The story without those rows."""
+    story.rows = [row for row in story.rows if row.name not in names]
+    return story
+
+
+def test_a_student_without_control_is_no_gain(three_seeds: Any) -> None:
+    assert compared(three_seeds).shown
+    story = dropped(three_seeds, "control[seed=2]")
+    story.checkpoints = [one for one in story.checkpoints if one.name != "control[seed=2]"]
+    found = compared(story)
+    assert len(found.pairs) == 2
+    assert found.bounds is not None
+    assert found.bounds[0] > 0
+    assert found.unpaired == {"student[seed=2]": "no control has its matrix values or seed"}
+    assert not found.shown
+    assert found.sentence.startswith("a gain of every seed is not shown: difference +")
+    assert found.sentence.endswith("; not compared: student[seed=2] (no control has its matrix values or seed)")
+    assert found.to_dict()["unpaired"] == dict(found.unpaired)
+
+
+def test_a_control_without_student_is_no_gain(three_seeds: Any) -> None:
+    story = dropped(three_seeds, "student[seed=1]")
+    story.checkpoints = [one for one in story.checkpoints if one.name != "student[seed=1]"]
+    found = compared(story)
+    assert dict(found.unpaired) == {"control[seed=1]": "no student has its matrix values or seed"}
+    assert not found.shown
+
+
+@pytest.mark.parametrize("name", ["student[seed=1]", "control[seed=1]"])
+def test_a_node_that_was_not_measured_is_no_gain(three_seeds: Any, name: str) -> None:
+    found = compared(dropped(three_seeds, name))
+    assert found.unpaired[name] == "no AP"
+    assert not found.shown
+
+
+def test_two_controls_of_one_seed_are_no_partner(story: Any, story_parts: Any) -> None:
+    first = next(row for row in story.rows if row.name == "control")
+    story.rows = [row for row in story.rows if row.name != "control"]
+    story.rows += [story_parts.renamed(first, f"control[lr={rate}]") for rate in (1, 2)]
+    story.checkpoints = [
+        story_parts.changed(one, {}).placed(one.directory, name="control[lr=1]", key=one.key)
+        if one.name == "control"
+        else one
+        for one in story.checkpoints
+    ]
+    found = compared(story)
+    assert dict(found.unpaired) == {"student": "control[lr=1] and control[lr=2] match, which is ambiguous"}
+    assert (found.shown, found.mean) == (False, None)
+    assert found.sentence.endswith("not measured: student: control[lr=1] and control[lr=2] match, which is ambiguous")
+
+
 def test_no_gain_is_said(empty: Any) -> None:
     results = empty.row("teacher", "trained", 1.0)
     for rest, name in enumerate(("control", "student")):  # each knows half of the images
