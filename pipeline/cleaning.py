@@ -29,7 +29,8 @@ def remove(store: Store, directory: Path) -> bool:
             directory.rename(hidden)
             directory = hidden
         shutil.rmtree(directory)
-        (store.root / ".partial" / f"{name}.inputs.json").unlink(missing_ok=True)
+        for note in ("inputs.json", "forced"):
+            (store.root / ".partial" / f"{name}.{note}").unlink(missing_ok=True)
         (store.root / ".locks" / name).unlink(missing_ok=True)
     for link in (store.root / "latest").glob("*"):
         if link.is_symlink() and not link.exists():

@@ -107,8 +107,8 @@ class Runner:
     def _make(self, step: Step, made_from: MadeFrom, outcome: Outcome) -> Finished:
         """Run the stage in its partial directory and publish what it returns; hold the lock."""
         node = self.nodes[step.name]
-        fresh = not node.stage.resumes or step.name in self.force
-        partial = self.store.begin(step.uses, step.key, fresh=fresh, inputs=made_from)
+        fresh, forced = not node.stage.resumes, step.name in self.force
+        partial = self.store.begin(step.uses, step.key, fresh=fresh, inputs=made_from, forced=forced)
         resumed = any(partial.iterdir())
         started, clock = datetime.now(timezone.utc), time.monotonic()
         with log.to_file(partial / "run.log"):

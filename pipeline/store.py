@@ -61,6 +61,11 @@ class Store:
         """Return where it is being made."""
         return self.root / ".partial" / f"{uses}-{key[:16]}"
 
+    def _forced(self, uses: str, key: str) -> Path:
+        """Return the file whose presence says that the partial directory was begun to replace a finished artifact."""
+        partial = self.partial(uses, key)
+        return partial.with_name(f"{partial.name}.forced")
+
     def finished(self, uses: str, key: str) -> Finished | None:
         """Return a whole artifact, or None when there is none or `damage` finds any."""
         directory = self.directory(uses, key)
@@ -130,21 +135,25 @@ class Store:
                 yield True
                 return
 
-    def begin(self, uses: str, key: str, *, fresh: bool, inputs: object) -> Path:
+    def begin(self, uses: str, key: str, *, fresh: bool, inputs: object, forced: bool = False) -> Path:
         """Return the partial directory of a key, emptied if `fresh` or if it was begun with other inputs.
 
-        `inputs` are JSON values; hold the lock.
+        If `forced` it is also emptied unless it was begun so: making again begins at the beginning, once. `inputs` are
+        JSON values; hold the lock.
         """
-        partial = self.partial(uses, key)
+        partial, mark = self.partial(uses, key), self._forced(uses, key)
         note = partial.with_name(f"{partial.name}.inputs.json")
         begun_with = note.read_bytes() if note.is_file() else b""
         given = json.dumps(inputs, sort_keys=True).encode()
         complete = _complete(partial)
         if complete.exists() and not partial.exists():  # killed in the midst of publishing
             complete.rename(partial)
-        if fresh or begun_with != given:
+        if fresh or begun_with != given or (forced and not mark.exists()):
+            mark.unlink(missing_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
+        if forced:
+            mark.touch()
         # Of a run that was killed while it published, or within `write_atomically`: else it would be published now.
         for left in [*(partial / name for name in _OWN), *partial.rglob(".*.tmp")]:
             left.unlink(missing_ok=True)
@@ -181,6 +190,7 @@ class Store:
         complete = _complete(partial)
         shutil.rmtree(complete, ignore_errors=True)
         partial.rename(complete)
+        self._forced(uses, key).unlink(missing_ok=True)  # before what is replaced may be taken for what replaces it
         _rename_over(complete, directory)
         _fsync(self.root)
         partial.with_name(f"{partial.name}.inputs.json").unlink(missing_ok=True)

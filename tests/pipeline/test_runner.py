@@ -256,6 +256,29 @@ def test_a_stopped_run_leaves_no_artifact_and_goes_on(kitchen, stop: signal.Sign
     assert "bread: going on with bake" in kitchen.err
 
 
+def test_an_interrupted_force_goes_on_by_the_same_command_and_the_finished_stays_valid(kitchen) -> None:
+    options = ["--set", "stages.bread.loaves=3", "--set", "stages.bread.seconds=0.3"]
+    assert kitchen.pipeline("run", "c.yaml", *options) == 0
+    kitchen.took()
+    process = kitchen.start("run", "c.yaml", *options, "--force", "bread")
+    wait_for(kitchen.diary, "loaf 0")
+    process.kill()
+    process.communicate(timeout=20)
+    before = kitchen.took()
+    assert "loaf 2" not in before
+    assert kitchen.pipeline("run", "c.yaml", *options) == 0
+    assert kitchen.took() == []  # without the option nothing is made again
+    old = kitchen.artifact("bread").stat().st_ino
+    assert kitchen.pipeline("run", "c.yaml", *options, "--force", "bread") == 0
+    assert "bread: going on with bake" in kitchen.err
+    took = kitchen.took()
+    assert [line for line in before + took if line != "bake 3"] == ["loaf 0", "loaf 1", "loaf 2"]
+    assert kitchen.artifact("bread").stat().st_ino != old
+    assert kitchen.pipeline("run", "c.yaml", *options, "--force", "bread") == 0
+    assert kitchen.took() == ["bake 3", "loaf 0", "loaf 1", "loaf 2"]  # once finished, from the beginning
+    assert not list((kitchen.folder / "runs/.partial").iterdir())
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -124,6 +124,38 @@ def test_a_partial_directory_is_kept_only_for_the_same_inputs(store: Store) -> N
     assert begun(True, {"dough": 2}) == []
 
 
+def test_what_was_begun_by_force_goes_on_and_nothing_else_does_by_force(store: Store) -> None:
+    def begun(forced: bool, inputs: object = 1) -> list[str]:
+        partial = store.begin("bake", KEY, fresh=False, inputs=inputs, forced=forced)
+        names = sorted(path.name for path in partial.iterdir())
+        (partial / "loaf").write_text("x")
+        return names
+
+    assert begun(False) == []
+    assert begun(True) == []  # what an ordinary run left is no beginning of making it again
+    assert begun(True) == ["loaf"]
+    assert begun(False) == ["loaf"]
+    assert begun(True, inputs=2) == []
+    assert begun(True, inputs=2) == ["loaf"]
+
+
+def test_killed_after_the_exchange_what_was_replaced_is_not_gone_on_with(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(store, "old")
+    partial = store.begin("bake", KEY, fresh=False, inputs={}, forced=True)
+    (partial / "new.txt").write_text("new")
+    with monkeypatch.context() as killed:
+        killed.setattr("pipeline.store.shutil.rmtree", lambda *_, **__: None)
+        killed.setattr("pipeline.store._read", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store.publish("bake", KEY, b"{}", PROVENANCE)
+    assert (store.root / ".partial" / f"{partial.name}.new/crumbs/a.txt").read_text() == "old"
+    assert (store.directory("bake", KEY) / "new.txt").exists()
+    again = store.begin("bake", KEY, fresh=False, inputs={}, forced=True)
+    assert list(again.iterdir()) == []
+
+
 def test_a_lock_is_held_by_one(store: Store) -> None:
     with store.lock("bake-x", None) as first, store.lock("bake-x", None) as second, store.lock("bake-y", None) as other:
         assert (first, second, other) == (True, False, True)
