@@ -5,7 +5,7 @@ class's own settings. `ExternalFile` and `ExternalFolder` are paths outside the 
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar, cast, get_args
@@ -210,6 +210,21 @@ class ExternalFolder(_External):
 
     def _exists(self) -> bool:
         return self.path.is_dir()
+
+
+def at_default(settings: object, where: str = "") -> Iterator[str]:
+    """Yield the dotted names, each after `where`, of the settings that stand at their defaults, in choices too."""
+    value = settings.config if isinstance(settings, Choice) else settings
+    if isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            item = getattr(value, name)
+            default = field.get_default(call_default_factory=True, validated_data={})
+            if name not in value.model_fields_set or item == default:
+                yield f"{where}{name}"
+            yield from at_default(item, f"{where}{name}.")
+    elif isinstance(value, Mapping | list | tuple):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from at_default(item, f"{where}{key}.")
 
 
 def problems(error: ValidationError, where: str, given: object) -> list[str]:

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.adoption import adoptable
 from pipeline.log import duration
 from pipeline.plan import Step, done
-from pipeline.runner import Outcome, adoptable
+from pipeline.runner import Outcome, made_from
 from pipeline.store import Finished, Store
 
 
@@ -29,7 +30,8 @@ def plan_lines(steps: Sequence[Step], store: Store) -> Iterator[str]:
         else:
             state, note = "run", f"took {duration(took)} last time" if took is not None else ""
             seconds += took or 0.0
-            if all(name in contents for name in step.feeding) and adoptable(step, contents, store):
+            known = all(name in contents for name in step.feeding)
+            if known and adoptable(step, made_from(step, contents), store):
                 note += f"; only its code changed: --keep-older-code {step.entry} keeps the older result"
         if state == "left out" or (finished and finished.failures):
             stopped.add(step.name)

@@ -57,6 +57,7 @@ class Step:
     parts: Mapping[str, Any]  # what the key is the hash of
     settings: Mapping[str, Any]  # resolved, as given: for people
     inputs: Mapping[str, list[str]]  # node names by slot
+    defaults: list[str]  # dotted names of the settings that stand at their defaults
 
     @property
     def feeding(self) -> list[str]:
@@ -115,6 +116,7 @@ class Plan:
 
 def make(graph: "Graph", digests: Digests, package: str) -> Plan:
     """Compute the keys of a graph's nodes. Raises OSError when an outside file has gone meanwhile."""
+    from pipeline.config import at_default
     from pipeline.fingerprint import Fingerprints
 
     fingerprints = Fingerprints([package.partition(".")[0], *FIRST_PARTY])
@@ -136,7 +138,19 @@ def make(graph: "Graph", digests: Digests, package: str) -> Plan:
         keys[node.name] = key = digest.of_values(parts)
         settings = node.config.model_dump(mode="json")
         inputs = {slot: [fed.name for fed in node.feeding(slot)] for slot in node.inputs}
-        steps.append(Step(node.name, node.entry, dict(node.axes), node.uses, key, parts, settings, inputs))
+        steps.append(
+            Step(
+                node.name,
+                node.entry,
+                dict(node.axes),
+                node.uses,
+                key,
+                parts,
+                settings,
+                inputs,
+                list(at_default(node.config)),
+            )
+        )
         # A user's own file lies where no remembered plan would look: it is one more outside file.
         for name, path in closure:
             if not any(path.is_relative_to(root) for root in roots):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import log
+from pipeline.adoption import MadeFrom, adoptable, refusal
 from pipeline.errors import PipelineError, UserError
 from pipeline.plan import Step, done
 from pipeline.store import Finished, Store
@@ -22,8 +23,6 @@ from pipeline.store import Finished, Store
 if TYPE_CHECKING:
     from pipeline.artifact import Artifact
     from pipeline.graph import Node
-
-MadeFrom = Mapping[str, list[dict[str, str]]]  # slot -> node, key and content of each input
 
 _logger = logging.getLogger("pipeline.runner")
 
@@ -57,6 +56,7 @@ class Runner:
 
     def run(self, steps: Sequence[Step]) -> Outcome:
         """Make what is not done. Raises what a stage raises, with the node's name noted on it; what is done stays."""
+        self._refuse_early(steps)
         outcome = Outcome()
         for step in steps:
             blocked = [name for name in step.feeding if name in outcome.left_out or outcome.finished[name].failures]
@@ -91,10 +91,13 @@ class Runner:
                     return finished
                 if directory.exists() and (damage := self.store.damage(directory)):
                     _logger.warning("%s: %s; it is made again", step.name, damage)
-                contents = _contents(outcome)
-                made_from = _made_from(step, contents)
-                older = adoptable(step, contents, self.store) if step.name in self.keep_older_code else None
-                return self._adopt(step, older, made_from) if older else self._make(step, made_from, outcome)
+                inputs = made_from(step, _contents(outcome))
+                if step.name not in self.keep_older_code:
+                    return self._make(step, inputs, outcome)
+                older = adoptable(step, inputs, self.store)
+                if older is None:
+                    raise UserError(refusal(step, inputs, self.store))
+                return self._adopt(step, older, inputs)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -103,6 +106,14 @@ class Runner:
                 f"{step.name}: the disk is full at {place}; nothing finished was lost: free some space "
                 "(`pipeline clean` lists what no config needs) and give the same command again"
             ) from error
+
+    def _refuse_early(self, steps: Sequence[Step]) -> None:
+        """Raise UserError when no artifact can be kept, whatever the inputs: before hours are spent on these."""
+        kept = [step for step in steps if step.name in self.keep_older_code]
+        missing = [step for step in kept if not self.store.finished(step.uses, step.key)]
+        refused = [step for step in missing if not adoptable(step, None, self.store)]
+        if refused:
+            raise UserError("\n".join(refusal(step, None, self.store) for step in refused))
 
     def _make(self, step: Step, made_from: MadeFrom, outcome: Outcome) -> Finished:
         """Run the stage in its partial directory and publish what it returns; hold the lock."""
@@ -164,40 +175,16 @@ class Runner:
         return self.store.publish(step.uses, step.key, record, provenance, (), older.content)
 
 
-def adoptable(step: Step, contents: Mapping[str, str], store: Store) -> Finished | None:
-    """Return the newest artifact that differs from a step's by its code alone.
-
-    Its inputs must have had the same content (`contents`, by node name), so that one that was itself adopted does not
-    stand in the way.
-    """
-    parts = {name: step.parts[name] for name in ("settings", "identity")}
-    wanted = parts, _contents_by_slot(step.parts, _made_from(step, contents))
-    for finished in store.of_kind(step.uses):
-        provenance = finished.provenance
-        parts = {name: provenance["parts"][name] for name in ("settings", "identity")}
-        if (parts, _contents_by_slot(provenance["parts"], provenance["inputs"])) == wanted:
-            return finished
-    return None
-
-
 def _contents(outcome: Outcome) -> dict[str, str]:
     return {name: finished.content for name, finished in outcome.finished.items()}
 
 
-def _made_from(step: Step, contents: Mapping[str, str]) -> MadeFrom:
+def made_from(step: Step, contents: Mapping[str, str]) -> MadeFrom:
     """Return the inputs of a step as provenance records them, from the contents by node name."""
     keys = step.input_keys
     return {
         slot: [{"node": name, "key": keys[name], "content": contents[name]} for name in names]
         for slot, names in step.inputs.items()
-    }
-
-
-def _contents_by_slot(parts: Mapping[str, Any], made_from: MadeFrom) -> dict[str, list[tuple[str, str]]]:
-    """Return what the inputs of each slot were; node names count where results are labelled by them, in list slots."""
-    return {
-        slot: [(fed["node"] if isinstance(parts["inputs"][slot], list) else "", fed["content"]) for fed in inputs]
-        for slot, inputs in made_from.items()
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -170,8 +171,53 @@ def test_keeping_older_code_goes_along_a_chain_but_not_over_other_settings(kitch
     options = [word for stage in ("dough", "bread", "verdict") for word in ("--keep-older-code", stage)]
     assert kitchen.pipeline("run", "c.yaml", *options) == 0
     assert kitchen.took() == []
-    assert kitchen.pipeline("run", "c.yaml", *options, "--set", "stages.dough.minutes=6") == 0
-    assert kitchen.took() == ["knead 6", "bake 2", "loaf 0", "loaf 1", "taste"]
+    old = kitchen.artifact("dough").name
+    assert kitchen.pipeline("run", "c.yaml", *options, "--set", "stages.dough.minutes=6") == 2
+    assert kitchen.took() == []
+    assert kitchen.err.splitlines()[-1] == (
+        f"dough: --keep-older-code: more than the code of {old} differs: minutes: was 5, is 6; "
+        "leave the option out to make it"
+    )
+
+
+def test_keeping_older_code_where_there_is_none_is_a_mistake_before_anything_runs(kitchen) -> None:
+    assert kitchen.pipeline("run", "c.yaml", "--keep-older-code", "dough", "--keep-older-code", "bread") == 2
+    assert kitchen.took() == []
+    assert kitchen.err.splitlines() == [
+        f"{name}: --keep-older-code: there is no older result of {uses} in {kitchen.folder / 'runs'}; "
+        "leave the option out to make it"
+        for name, uses in (("dough", "knead"), ("bread", "bake"))
+    ]
+
+
+def test_keeping_older_code_over_other_inputs_or_another_machine_says_which(kitchen) -> None:
+    kitchen.write("c.yaml", (kitchen.folder / "c.yaml").read_text() + "  sell: {}\n")
+    kitchen.pipeline("run", "c.yaml")
+    kitchen.took()
+    kitchen.edit("bake.py", "loaf-{i}", "bread-{i}")
+    flour = ["--set", "stages.flour.grams=7"]
+    assert kitchen.pipeline("run", "c.yaml", *flour, "--keep-older-code", "bread") == 2
+    assert kitchen.took() == ["grind", "knead 5"]
+    assert re.search(r"differs: input dough: was dough with content \w{8}, is dough with content \w{8};", kitchen.err)
+    kitchen.write("till.txt", "the new one")
+    assert kitchen.pipeline("run", "c.yaml", "--keep-older-code", "sell") == 2
+    assert kitchen.took() == []
+    assert 'differs: identity.till: was "left", is "the new one"; leave' in kitchen.err
+
+
+def test_a_setting_that_is_new_in_the_code_may_stand_at_its_default(kitchen) -> None:
+    kitchen.pipeline("run", "c.yaml")
+    kitchen.took()
+    kitchen.edit("bake.py", "    trouble: str", "    heat: tuple[int, ...] = (1, 2)\n    trouble: str")
+    kitchen.edit("baking/recipes/rye.py", "        days: int", "        malt: int = 3\n        days: int")
+    keep = ["--keep-older-code", "dough", "--keep-older-code", "bread"]
+    assert kitchen.pipeline("run", "c.yaml", *keep, "--set", "stages.bread.heat=[2, 2]") == 2
+    assert "differs: heat: was not there, is [2, 2]; leave" in kitchen.err
+    assert kitchen.pipeline("run", "c.yaml", *keep, "--set", "stages.dough.recipe={name: rye, malt: 2}") == 2
+    assert "differs: recipe.malt: was not there, is 2; leave" in kitchen.err
+    assert kitchen.took() == []
+    assert kitchen.pipeline("run", "c.yaml", *keep, "--set", "stages.dough.recipe={name: rye, malt: 3}") == 0
+    assert kitchen.took() == ["taste"]  # the key of what it tastes is another one
 
 
 def test_a_failed_gate_is_published_stops_what_follows_and_exits_3_every_time(kitchen) -> None:
