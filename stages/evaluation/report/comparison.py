@@ -249,9 +249,10 @@ def times(comparison: Comparison) -> list[str]:
         return []
     own, other = ([pair[side] for pair in known] for side in (0, 1))
     mean = "on average " if len(known) > 1 else ""
+    ours, theirs = (fmean(one.seconds for one in side) for side in (own, other))
     return [
-        f"training took {mean}{seconds(fmean(one.seconds for one in own))} and {_iterations(own)} for the student, "
-        f"{seconds(fmean(one.seconds for one in other))} and {_iterations(other)} for {comparison.control}",
+        f"training took {mean}{seconds(ours, theirs)} and {_iterations(own)} for the student, "
+        f"{seconds(theirs, ours)} and {_iterations(other)} for {comparison.control}",
         *doubts(comparison),
     ]
 

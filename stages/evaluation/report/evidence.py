@@ -83,7 +83,7 @@ class Evidence:
         """How latency is measured again; empty where it was not measured."""
         stages = dict.fromkeys(stage_of(report.name) for report in self.latency)
         flags = " ".join(f"--force {stage}" for stage in stages)
-        return f"to measure again, on a machine that does nothing else: pipeline run CONFIG {flags}" if flags else ""
+        return f"to measure again, on a machine that does nothing else: `pipeline run CONFIG {flags}`" if flags else ""
 
     def checkpoint(self, key: str) -> TrainedDetector | None:
         """The checkpoint of a key, if it is wired in."""

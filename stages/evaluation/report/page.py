@@ -5,11 +5,12 @@ The template is a string of this module, not a file beside it: so it is part of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from stages.artifacts.reports import Gate
 from stages.evaluation.report.pictures import Strip
@@ -67,8 +68,14 @@ def html(page: Page) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters["sentence"] = sentence
+    environment.filters["prose"] = lambda text: code(sentence(text))
+    environment.filters["code"] = code
     return environment.from_string(_HTML).render(page=page, css=Markup(_CSS), svg=Markup)
+
+
+def code(text: str) -> Markup:
+    """Escaped, and what stands between backticks, which is to be typed, as code that no line breaks."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def markdown(page: Page) -> str:
@@ -125,12 +132,15 @@ th, td { padding: 5px 14px 5px 0; text-align: right; vertical-align: top;
 th { font-weight: 600; color: var(--soft); border-bottom: 1px solid #9ca3af; vertical-align: bottom; }
 .w { text-align: left; white-space: normal; }
 td.w:first-child { font-weight: 550; white-space: nowrap; }
+.gates td:nth-child(2) { min-width: 12em; }
+code { font-size: 0.93em; white-space: nowrap; background: #f3f4f6; padding: 1px 5px; border-radius: 3px; }
 .mark { font-weight: 700; white-space: nowrap; }
 .note { color: var(--soft); font-size: 13.5px; }
 figure { margin: 16px 0 22px; } figure svg { display: block; width: 100%; height: auto; }
 figcaption { color: var(--soft); font-size: 13px; margin-top: 4px; }
 .strip { display: grid; gap: 2px 10px; margin: 0 0 18px; break-inside: avoid; }
-.strip img { width: 100%; display: block; } .strip .file { grid-column: 1 / -1; font-size: 12.5px; color: var(--soft); }
+.strip img { width: 100%; display: block; border: 1px solid var(--rule); }
+.strip .file { grid-column: 1 / -1; font-size: 12.5px; color: var(--soft); }
 .strip span { font-size: 12.5px; }
 @media print { body { font-size: 10.5pt; } main { max-width: none; padding: 0; } h2 { break-after: avoid; margin-top: 28px; }
  tr, figure { break-inside: avoid; } .scroll { overflow: visible; } td, th { white-space: normal; } }
@@ -164,9 +174,9 @@ _HTML = """<!DOCTYPE html>
 </table></div>
 {% endmacro %}
 <h1>{{ page.title }}</h1>
-<p class="verdict {{ {true: 'good', false: 'bad'}.get(page.passed, 'none') }}">{{ page.verdict | sentence }}</p>
+<p class="verdict {{ {true: 'good', false: 'bad'}.get(page.passed, 'none') }}">{{ page.verdict | prose }}</p>
 {% for one in page.lead %}
-<p class="strong">{{ one | sentence }}</p>
+<p class="strong">{{ one | prose }}</p>
 {% endfor %}
 <dl class="facts">
 {% for number, what in page.facts %}
@@ -174,11 +184,11 @@ _HTML = """<!DOCTYPE html>
 {% endfor %}
 </dl>
 {% if page.gates %}
-<div class="scroll"><table>
+<div class="scroll"><table class="gates">
 <thead><tr><th class="w">gate</th><th class="w">asked</th><th class="w">measured</th><th class="w">verdict</th></tr></thead>
 <tbody>
 {% for gate in page.gates %}
-<tr><td class="w">{{ gate.name }}</td><td class="w">{{ gate.asked }}</td><td class="w">{{ gate.measured }}</td>
+<tr><td class="w">{{ gate.name }}</td><td class="w">{{ gate.asked }}</td><td class="w">{{ gate.measured | code }}</td>
 {% if gate.passed %}
 <td class="w mark good">&#10003; passed</td></tr>
 {% else %}
@@ -192,17 +202,17 @@ _HTML = """<!DOCTYPE html>
 <section>
 <h2>{{ section.title }}</h2>
 {% if section.strong %}
-<p class="strong">{{ section.strong | sentence }}</p>
+<p class="strong">{{ section.strong | prose }}</p>
 {% endif %}
 {% for one in section.sentences %}
-<p>{{ one | sentence }}</p>
+<p>{{ one | prose }}</p>
 {% endfor %}
 {% for table in section.tables %}
 {{ draw(table) }}
 {% endfor %}
 {% for plot in section.plots %}
 <figure role="img" aria-label="{{ plot.caption }}">{{ svg(plot.svg) }}
-<figcaption>{{ plot.caption | sentence }}</figcaption></figure>
+<figcaption>{{ plot.caption | prose }}</figcaption></figure>
 {% endfor %}
 {% for strip in section.strips %}
 <div class="strip" style="grid-template-columns: repeat({{ strip.panels | length }}, 1fr)">
@@ -213,7 +223,7 @@ _HTML = """<!DOCTYPE html>
 </div>
 {% endfor %}
 {% for one in section.notes %}
-<p class="note">{{ one | sentence }}</p>
+<p class="note">{{ one | prose }}</p>
 {% endfor %}
 </section>
 {% endfor %}

@@ -12,7 +12,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ _PANEL_PX = 440  # longer side: small images grow until their boxes can be read
 _QUALITY = 80
 _RIGHT, _WRONG, _TRUTH = "#3b9dff", "#ff8a1f", "#ffffff"
 
+_Line = Literal["plain", "thin", "dashed"]
+_Area = tuple[float, float, float, float]  # x1, y1, x2, y2
 Result = Mapping[str, Any]  # as COCO writes it
 
 
@@ -72,7 +74,7 @@ def strips(data: Dataset, models: Mapping[str, Sequence[Result]], count: int) ->
     for image in chosen:
         picture = decode(data.folder("val") / image["file_name"])
         objects = truth[image["id"]]
-        panels = [Panel(_uri(picture, [(box, _TRUTH, False) for box in objects]), f"ground truth: {len(objects)}")]
+        panels = [Panel(_uri(picture, [(box, _TRUTH, "plain") for box in objects]), f"ground truth: {len(objects)}")]
         panels += [_panel(picture, objects, found[model][image["id"]], names, model) for model in models]
         made.append(Strip(image["file_name"], tuple(panels)))
     return made
@@ -97,10 +99,10 @@ def _panel(
         np.array([box.xyxy for box in objects]).reshape(-1, 4),
         [box.category_id for box in objects],
     )
-    drawn = [(objects[index], _TRUTH, True) for index in missed]
-    drawn += [
-        (box, _RIGHT if index in right else _WRONG, False) for index, box in reversed(list(enumerate(boxes)))
-    ]  # the surest on top
+    drawn: list[tuple[_Box, str, _Line]] = [(objects[index], _TRUTH, "dashed") for index in missed]
+    for index, box in reversed(list(enumerate(boxes))):  # the surest on top
+        again = index not in right and any(_overlap(box, surer) >= _IOU for surer in boxes[:index])
+        drawn.append((box, _RIGHT if index in right else _WRONG, "thin" if again else "plain"))
     caption = f"{model}: {len(right)} of {len(objects)} found"
     wrong = len(boxes) - len(right)
     return Panel(_uri(picture, drawn), caption + (f", {wrong} wrong" if wrong else ""))
@@ -124,6 +126,10 @@ def matched(
     return right, sorted(free)
 
 
+def _overlap(a: _Box, b: _Box) -> float:
+    return _iou(np.array(a.xyxy), np.array(b.xyxy))
+
+
 def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
     inter = float(sides.prod())
@@ -137,31 +143,46 @@ def _box(one: Mapping[str, Any], names: Mapping[int, str]) -> _Box:
     return _Box((x, y, x + width, y + height), names[one["category_id"]] + score, one["category_id"])
 
 
-def _uri(picture: Image.Image, boxes: Sequence[tuple[_Box, str, bool]]) -> str:
-    """A JPEG with boxes of a colour, plain or dashed; coordinates are those of the picture before it is scaled."""
+def _uri(picture: Image.Image, boxes: Sequence[tuple[_Box, str, _Line]]) -> str:
+    """A JPEG with boxes of a colour, the last on top; coordinates are those of the picture before it is scaled."""
     scale = _PANEL_PX / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     drawn = picture.resize((width, height), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(drawn)
-    font = ImageFont.load_default(18)
-    for box, colour, dashed in boxes:
+    for box, colour, line in boxes:
         x1, y1, x2, y2 = (scale * value for value in box.xyxy)
-        if dashed:
+        if line == "dashed":
             _dashed(pen, (x1, y1, x2, y2), colour)
+        elif line == "thin":
+            pen.rectangle((x1, y1, x2, y2), outline=colour, width=1)
         else:
             pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="black", width=5)  # a rim, for any background
             pen.rectangle((x1, y1, x2, y2), outline=colour, width=3)
-    for box, colour, dashed in boxes:  # no outline runs through a label
-        if not dashed:
-            x1, y1 = (scale * value for value in box.xyxy[:2])
+    font = ImageFont.load_default(18)
+    taken: list[_Area] = []
+    for box, colour, line in reversed(boxes):  # no outline runs through a label, and the surest choose their place
+        if line == "plain":
             left, _, right, bottom = pen.textbbox((0, 0), box.text, font=font)
-            x = max(0.0, min(x1, width - (right - left) - 4))
-            y = y1 - bottom - 3 if y1 > bottom + 3 else y1 + 2  # above the box, or inside it at the top of the image
-            pen.rectangle((x - 1, y, x + right - left + 4, y + bottom + 3), fill=colour)
-            pen.text((x + 1, y), box.text, fill="black", font=font)
+            x1, y1, x2, y2 = (scale * value for value in box.xyxy)
+            place = label_place((x1, y1, x2, y2), right - left + 5, bottom + 3, (width, height), taken)
+            pen.rectangle(place, fill=colour)
+            pen.text((place[0] + 2, place[1]), box.text, fill="black", font=font)
+            taken.append(place)
     file = io.BytesIO()
     drawn.save(file, "JPEG", quality=_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def label_place(box: _Area, wide: float, high: float, size: tuple[int, int], taken: Sequence[_Area]) -> _Area:
+    """Where a label covers no other: above its box, below it, inside it at the top or bottom; else above or inside."""
+    x = max(0.0, min(box[0] - 1, size[0] - wide))
+    places = [(x, y, x + wide, y + high) for y in (box[1] - high, box[3], box[1] + 2, box[3] - high - 2)]
+    inside = [place for place in places if place[1] >= 0 and place[3] <= size[1]] or places[2:3]
+    return next((place for place in inside if not any(_touch(place, other) for other in taken)), inside[0])
+
+
+def _touch(a: _Area, b: _Area) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _dashed(pen: ImageDraw.ImageDraw, xyxy: tuple[float, float, float, float], colour: str, dash: float = 7) -> None:

@@ -61,7 +61,7 @@ def losses(trainings: Mapping[str, Mapping[str, Series]]) -> str:
     """One panel a training, one line a loss, on a logarithmic axis: imitation losses differ by orders of magnitude."""
     names = [name for series in trainings.values() for name in series if _is_loss(name)]
     colours = dict(zip(dict.fromkeys(names), COLOURS * (len(names) // len(COLOURS) + 1), strict=False))
-    columns = min(3, len(trainings))
+    columns = 2 if len(trainings) == 4 else min(3, len(trainings))
     rows = -(-len(trainings) // columns)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9.6, 2.6 * rows), layout="constrained")
@@ -74,8 +74,12 @@ def losses(trainings: Mapping[str, Mapping[str, Series]]) -> str:
                     panel.plot(*_thinned(steps, values), color=colours[name], label=name.removeprefix("student/"))
             shown = [value for name, (_, values) in series.items() if _is_loss(name) for value in values if value > 0]
             if shown:  # a weight that warms up from 0 must not stretch the axis to nothing
-                panel.set_ylim(bottom=max(min(shown), max(shown) / 3e3))
-                panel.legend(ncols=2 if len(panel.lines) > 4 else 1, loc="upper right", handlelength=1.2)
+                bottom, across = max(min(shown), max(shown) / 3e3), min(len(panel.lines), 4 if columns < 3 else 2)
+                room = (max(shown) / bottom) ** (
+                    0.12 * -(-len(panel.lines) // across)
+                )  # above the lines, for the legend
+                panel.set_ylim(bottom, 1.3 * max(shown) * room)
+                panel.legend(ncols=across, loc="upper right", handlelength=1.2, columnspacing=1.2)
             panel.set_xlabel("step")
             panel.set_xlim(left=0)
         for empty in panels[len(trainings) :]:

@@ -209,8 +209,8 @@ def advantage(evidence: Evidence) -> Section:
         words.append(f"teacher and student learnt from {teacher.images:,} and {student.images:,} labelled images")
     if teacher.iterations:
         words.append(
-            f"it was trained for {teacher.iterations:,} iterations ({seconds(teacher.seconds)}), the student for "
-            f"{student.iterations:,} ({seconds(student.seconds)}, the teacher's help included)"
+            f"it was trained for {teacher.iterations:,} iterations ({seconds(teacher.seconds, student.seconds)}), "
+            f"the student for {student.iterations:,} ({seconds(student.seconds, teacher.seconds)}, the teacher's help included)"
         )
     words.append(
         f"it has {millions(teacher.parameters)} parameters ({teacher.detector['name']}), the student "
@@ -226,6 +226,7 @@ def _trainings(evidence: Evidence) -> list[TrainedDetector]:
 
 def _trainings_table(evidence: Evidence) -> Table:
     head = ("training", "detector", "parameters", "labelled images", "iterations", "time in steps", "seed")
+    longest = max((one.seconds for one in _trainings(evidence)), default=0)
     lines = [
         (
             one.name,
@@ -233,7 +234,7 @@ def _trainings_table(evidence: Evidence) -> Table:
             f"{one.parameters:,}",
             f"{one.images:,}",
             f"{one.iterations:,}",
-            seconds(one.seconds),
+            seconds(one.seconds, longest),
             str(one.seed),
         )
         for one in _trainings(evidence)
@@ -376,7 +377,8 @@ def images(evidence: Evidence, count: int) -> Section:
     sentences = [
         f"{counted(len(made), 'image')} at even distances through the validation split, not chosen by anybody; boxes with a "
         f"score of at least {SCORE}",
-        "blue: right (class, and IoU of at least 0.5); orange: wrong; dashed: an object that was missed",
+        "blue: right (class, and IoU of at least 0.5); orange: wrong; thin orange: wrong, and in the place of a surer box; "
+        "dashed: an object that was missed",
     ]
     return Section("Images", sentences=sentences, strips=made)
 

@@ -49,11 +49,12 @@ def milliseconds(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}"
 
 
-def seconds(value: float) -> str:
-    """A time of training: `95 s`, `12.5 min`, `3.1 h`."""
-    if value < 300:
+def seconds(value: float, beside: float = 0) -> str:
+    """A time of training: `95 s`, `12.5 min`, `3.1 h`; in the unit of a longer one that it is compared with."""
+    longest = max(value, beside)
+    if longest < 300:
         return f"{value:.0f} s"
-    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+    return f"{value / 60:.1f} min" if longest < 7200 else f"{value / 3600:.1f} h"
 
 
 def counted(count: int, noun: str) -> str:

@@ -16,7 +16,7 @@ from stages.evaluation.report.gates import Gates, failure, judge, junit, verdict
 ROLES = Roles("teacher", "student", "control", "control_equal_time")
 
 
-AGAIN = "to measure again, on a machine that does nothing else: pipeline run CONFIG --force latency"
+AGAIN = "to measure again, on a machine that does nothing else: `pipeline run CONFIG --force latency`"
 
 
 def judged(story: Any, hops: tuple[Hop, ...] = (), **asked: Any) -> Gate:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.evaluation.report.pictures import matched, strips
+from stages.evaluation.report.pictures import label_place, matched, strips
 
 BOX, NEAR, FAR = [0.0, 0, 10, 10], [1.0, 0, 11, 10], [50.0, 50, 60, 60]
 
@@ -52,6 +52,46 @@ def test_strips_show_truth_and_models_on_spread_images(data: Any, story: Any) ->
             head, _, content = panel.uri.partition(",")
             assert head == "data:image/jpeg;base64"
             assert Image.open(io.BytesIO(base64.b64decode(content))).size == (440, 293)
+
+
+def orange(panel: Any) -> int:
+    """Pixels in the colour of a wrong box or its label."""
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(panel.uri.partition(",")[2]))), int)
+    return int((np.abs(pixels - (255, 138, 31)).max(axis=2) < 40).sum())
+
+
+def test_a_second_opinion_on_an_object_is_thin_and_has_no_label(data: Any) -> None:
+    document = json.loads(data.annotations("val").read_text())
+    sure = [{**annotation, "score": 0.9} for annotation in document["annotations"]]
+
+    def wrong(score: float) -> list[Any]:
+        others = {1: 3, 3: 7, 7: 1}
+        return [
+            {
+                **one,
+                "bbox": [one["bbox"][0] + 2, *one["bbox"][1:]],
+                "category_id": others[one["category_id"]],
+                "score": score,
+            }
+            for one in sure
+        ]
+
+    (strip,) = strips(data, {"right": sure, "second": sure + wrong(0.5), "first": sure + wrong(0.95)}, 1)
+    truth, right, second, first = strip.panels
+    count = truth.caption.removeprefix("ground truth: ")
+    assert second.caption == f"second: {count} of {count} found, {count} wrong"
+    assert second.uri != right.uri  # it is drawn
+    assert orange(second) < orange(first) / 3
+
+
+def test_labels_do_not_cover_each_other() -> None:
+    box, size = (100.0, 100.0, 200.0, 200.0), (440, 440)
+    above = label_place(box, 50, 20, size, [])
+    assert above == (99, 80, 149, 100)
+    below = label_place(box, 50, 20, size, [above])
+    assert below == (99, 200, 149, 220)
+    assert label_place(box, 50, 20, size, [above, below]) == (99, 102, 149, 122)
+    assert label_place((420.0, 0.0, 440.0, 440.0), 50, 20, size, []) == (390, 2, 440, 22)
 
 
 def test_more_images_than_there_are(data: Any) -> None:

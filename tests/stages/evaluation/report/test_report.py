@@ -14,6 +14,7 @@ import pytest
 
 from stages import report
 from stages.artifacts.reports import Report
+from stages.evaluation.report.page import code
 
 FILES = {"report.html", "report.md", "report.json", "junit.xml", "summary.txt"}
 
@@ -55,6 +56,11 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         """Collect text."""
         self.words.append(data)
+
+
+def test_what_is_to_be_typed_is_code() -> None:
+    assert code("give `run A --force b` & <c>") == "give <code>run A --force b</code> &amp; &lt;c&gt;"
+    assert code("`<script>`") == "<code>&lt;script&gt;</code>"
 
 
 def test_writes_every_file_and_only_those(folder: Path) -> None:

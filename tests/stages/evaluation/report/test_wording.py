@@ -26,6 +26,11 @@ def test_seconds(value: float, text: str) -> None:
     assert wording.seconds(value) == text
 
 
+def test_times_that_are_compared_have_one_unit() -> None:
+    assert [wording.seconds(221, 320), wording.seconds(320, 221)] == ["3.7 min", "5.3 min"]
+    assert wording.seconds(3600, 36_000) == "1.0 h"
+
+
 def test_lists_and_sentences() -> None:
     assert [wording.listed(words) for words in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
         "",
