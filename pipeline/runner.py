@@ -144,7 +144,8 @@ class Runner:
             **self.process,
         }
         record = result.model_dump_json(indent=1).encode() + b"\n"
-        return self.store.publish(step.uses, step.key, record, provenance, node.stage.produces.incidental)
+        incidental, scratch = node.stage.produces.incidental, node.stage.scratch
+        return self.store.publish(step.uses, step.key, record, provenance, incidental, scratch=scratch)
 
     def _inputs(self, step: Step, outcome: Outcome) -> dict[str, Any]:
         """Return the artifacts for the stage's slots, placed and named."""

@@ -5,7 +5,8 @@
 
 The keyword parameters are slots: `T` needs one artifact, `T | None = None` may lack one, `list[T]` takes many. A module
 may also have `check(config, wired)`, which yields problems, `identity(config)`, which returns what of the machine the
-result depends on, `RESUMES = True`, if a killed run is to find its partial directory as it left it, and
+result depends on, `RESUMES = True`, if a killed run is to find its partial directory as it left it,
+`SCRATCH = ("last.ckpt",)`, files that only a killed run needs and no artifact keeps, and
 `CODE = ("deploy.backends.onnxruntime",)`, modules whose code counts as its own though it imports them by computed names.
 """
 
@@ -62,6 +63,7 @@ class Stage:
     produces: type[Artifact]
     resumes: bool
     code: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -107,7 +109,8 @@ def _read(name: str, module: ModuleType) -> Stage:
     parameters = inspect.signature(run).parameters.values()
     slots = {p.name: _slot(p.name, hints.get(p.name), module) for p in parameters if p.kind is p.KEYWORD_ONLY}
     resumes, code = getattr(module, "RESUMES", False), getattr(module, "CODE", ())
-    return Stage(name, module, config, slots, produces, resumes, tuple(code))
+    scratch = getattr(module, "SCRATCH", ())
+    return Stage(name, module, config, slots, produces, resumes, tuple(code), tuple(scratch))
 
 
 def _slot(name: str, hint: Any, module: ModuleType) -> Slot:

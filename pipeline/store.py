@@ -169,15 +169,17 @@ class Store:
         provenance: dict[str, Any],
         incidental: Collection[str] = (),
         content: str = "",
+        scratch: Collection[str] = (),
     ) -> Finished:
         """Make the partial directory of a key its artifact, replacing one that is there; hold the lock.
 
         `record` is what `artifact.json` will hold; its fields `incidental` are no part of the content's digest, which
-        is `content` if given. Raises ValueError when the directory holds links.
+        is `content` if given. The files `scratch` are deleted on the way, when the rest is whole.
+        Raises ValueError when the directory holds links.
         """
         partial, directory = self.partial(uses, key), self.directory(uses, key)
         (partial / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
-        files = _hashed(partial)
+        files = {name: found for name, found in _hashed(partial).items() if name not in scratch}
         described = {"content": content or _content(files, record, incidental), "files": files}
         (partial / "files.json").write_text(json.dumps(described, indent=1) + "\n")
         for folder, _, names in os.walk(partial, topdown=False):
@@ -190,6 +192,8 @@ class Store:
         complete = _complete(partial)
         shutil.rmtree(complete, ignore_errors=True)
         partial.rename(complete)
+        for name in scratch:
+            (complete / name).unlink(missing_ok=True)
         self._forced(uses, key).unlink(missing_ok=True)  # before what is replaced may be taken for what replaces it
         _rename_over(complete, directory)
         _fsync(self.root)

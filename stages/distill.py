@@ -24,6 +24,7 @@ from stages.training.loop import device_of
 from stages.training.session import SessionConfig, begin, contradictions, train, training_split
 
 RESUMES = True
+SCRATCH = ("last.ckpt",)
 
 
 class Config(SessionConfig):

@@ -18,6 +18,7 @@ from stages.evaluation.measure import average_precision
 from stages.training.session import SessionConfig, begin, contradictions, train, training_split
 
 RESUMES = True
+SCRATCH = ("last.ckpt",)
 
 
 class Config(SessionConfig):

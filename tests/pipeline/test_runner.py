@@ -385,7 +385,7 @@ def test_a_stage_that_does_not_resume_begins_again(kitchen) -> None:
 
 
 def test_two_runs_in_one_store_do_the_work_once(kitchen) -> None:
-    options = ["--set", "stages.bread.seconds=0.4"]
+    options = ["--set", "stages.bread.seconds=3"]
     first = kitchen.start("run", "c.yaml", *options)
     wait_for(kitchen.diary, "bake 2")
     second = kitchen.start("run", "c.yaml", *options)
