@@ -32,9 +32,6 @@ class Tiny(nn.Module):
         for number, (inside, outside) in enumerate(zip((16, *widths), widths, strict=False), 1):
             shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, 2, bias=False), norm(outside))
             self.add_module(f"layer{number}", resnet.BasicBlock(inside, outside, 2, shortcut, norm_layer=norm))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _stages(name: BackboneName, norm: Callable[..., nn.Module]) -> tuple[nn.Module, list[str], list[int]]:

@@ -100,7 +100,7 @@ def test_five_mistakes_are_five_lines_in_a_second(kitchen) -> None:
     )
     before = children_cpu_s()
     process = kitchen.start("run", "c.yaml")
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=90)
     assert children_cpu_s() - before < 1.0
     assert (process.returncode, err.splitlines()) == (
         2,
@@ -118,7 +118,7 @@ def test_a_run_in_which_nothing_changed_takes_less_than_a_second(kitchen) -> Non
     kitchen.pipeline("run", "c.yaml")
     before = children_cpu_s()
     process = kitchen.start("run", "c.yaml")
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=90)
     assert children_cpu_s() - before < 0.6  # 0.2 on an idle machine
     assert out == kitchen.out
 
