@@ -84,5 +84,6 @@ class DenseHead(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        # torch types a bias as optional; this convolution has one.
         prior = self.classification_head.prior
         nn.init.constant_(self.classification_head.cls_logits.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
