@@ -1,7 +1,8 @@
 """The commands of `pipeline`. What is slow to import is imported by the command that needs it."""
 
 import signal
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,12 +12,12 @@ import click
 
 from pipeline import log
 from pipeline.digest import Digests
-from pipeline.errors import ConfigError, Interrupted
-from pipeline.plan import Memory, Plan, complete, read
+from pipeline.errors import ConfigError, Interrupted, UserError
+from pipeline.plan import Memory, Plan, Step, complete, read
 from pipeline.store import Store
 
 if TYPE_CHECKING:
-    from pipeline.graph import Node
+    from pipeline.graph import Graph
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,8 +53,8 @@ class _Workplace:
         """Return the remembered plan of a config, if nothing has changed since; no stage is imported."""
         return self.memory.recall(read(config), overrides, self._digests)
 
-    def make(self, config: Path, overrides: tuple[str, ...]) -> tuple[Plan, Mapping[str, "Node"]]:
-        """Return the plan of a config, made anew and remembered, and its nodes. Raises ConfigError."""
+    def make(self, config: Path, overrides: tuple[str, ...]) -> tuple[Plan, "Graph"]:
+        """Return the plan of a config, made anew and remembered, and its graph. Raises ConfigError."""
         from pipeline import graph, plan
 
         text = read(config)
@@ -61,7 +62,7 @@ class _Workplace:
         made = plan.make(loaded, self._digests, self._package)
         self.memory.remember(text, overrides, made)
         self._digests.save()
-        return made, {node.name: node for node in loaded.nodes}
+        return made, loaded
 
     def plan(self, config: Path, overrides: tuple[str, ...] = ()) -> Plan:
         """Return the remembered plan of a config, or a new one."""
@@ -89,6 +90,7 @@ def run(
     keep_older_code: tuple[str, ...],
 ) -> int:
     """Make every result of CONFIG that is not there yet."""
+    from pipeline.beside import Beside
     from pipeline.listing import outcome_lines
     from pipeline.provenance import of_process
     from pipeline.runner import Runner
@@ -98,9 +100,9 @@ def run(
     try:
         place = _Workplace(root, package)
         plan = place.recall(config, overrides)
-        nodes: Mapping[str, Node] = {}
+        graph: Graph | None = None
         if not plan or force or keep_older_code or not complete(plan.upto(plan.select(to, "--to")), place.store):
-            plan, nodes = place.make(config, overrides)
+            plan, graph = place.make(config, overrides)
         steps = plan.upto(plan.select(to, "--to"))
         again, keep = plan.select(force, "--force"), plan.select(keep_older_code, "--keep-older-code")
         outside = (again | keep) - {step.name for step in steps}
@@ -108,9 +110,11 @@ def run(
             raise ConfigError(
                 [f"--to: does not reach {', '.join(sorted(outside))}, given to --force or --keep-older-code"]
             )
-        # Without nodes everything is done already, and nothing will need to know about this process.
-        process = of_process(_code(package)) if nodes else {}
-        outcome = Runner(place.store, nodes, process, again, keep).run(steps)
+        # Without a graph everything is done already, and nothing will need to know about this process.
+        process = of_process(_code(package)) if graph else {}
+        options = [f"--store={root}", f"--package={package}", *(f"--set={setting}" for setting in overrides)]
+        beside = Beside(graph.jobs if graph else 1, lambda step: _making(config, step, options, step.name in again))
+        outcome = Runner(place.store, graph.by_name if graph else {}, process, again, keep, beside).run(steps)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; what is finished stays, the same command continues") from None
     for line in outcome_lines(outcome, place.store):
@@ -118,6 +122,38 @@ def run(
     for failure in outcome.failures:
         click.echo(f"failed: {failure}", err=True)
     return 3 if outcome.failures else 0
+
+
+def _making(config: Path, step: Step, options: list[str], force: bool) -> list[str]:
+    """Return the command line that makes one step whose inputs are there."""
+    command = [sys.executable, "-m", "pipeline", "make", str(config), step.name, step.key, *options]
+    return [*command, "--force"] if force else command
+
+
+@pipeline.command(hidden=True)
+@_options(_config, _overrides, _store, _package)
+@click.argument("name")
+@click.argument("key")
+@click.option("--force", is_flag=True)
+def make(config: Path, name: str, key: str, overrides: tuple[str, ...], root: Path, package: str, force: bool) -> None:
+    """Make one node whose inputs are there: what `run` starts side by side."""
+    from pipeline.beside import stop_with_parent
+    from pipeline.provenance import of_process
+    from pipeline.runner import Runner
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    stop_with_parent()
+    log.to_console()
+    try:
+        place = _Workplace(root, package)
+        plan, graph = place.make(config, overrides)
+        step = next((step for step in plan.steps if step.name == name), None)
+        if step is None or step.key != key:
+            raise UserError(f"{name}: config or code changed since the run began; give the same command again")
+        again = frozenset([name] if force else [])
+        Runner(place.store, graph.by_name, of_process(_code(package)), again).make(step, plan.steps)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted") from None
 
 
 def _interrupt(*_: object) -> NoReturn:

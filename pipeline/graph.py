@@ -44,9 +44,15 @@ class Node(NodeView):
 
 @dataclass(frozen=True)
 class Graph:
-    """The nodes of a config, each after those that feed it."""
+    """The nodes of a config, each after those that feed it, and how many of them may run at once."""
 
     nodes: tuple[Node, ...]
+    jobs: int = 1
+
+    @property
+    def by_name(self) -> dict[str, Node]:
+        """The nodes by their names."""
+        return {node.name: node for node in self.nodes}
 
 
 def load(config: Path | str, overrides: Sequence[str] = (), package: str = "stages", where: str = "config") -> Graph:
@@ -62,10 +68,7 @@ def load(config: Path | str, overrides: Sequence[str] = (), package: str = "stag
     problems += document.override(values, overrides)
     if not _has_stages(values):
         raise ConfigError([*problems, "--set stages: leaves no stages by name; set one, as stages.NAME={uses: FILE}"])
-    for key in (key for key in values if key != "stages"):
-        problems.append(
-            f"targets: {_LATER}" if key == "targets" else f"{key}: unknown key{did_you_mean(str(key), ['stages'])}"
-        )
+    problems += _problems_beside_stages(values)
     entries = {}
     for name, given in values["stages"].items():
         entry, wrong = _entry(str(name), given, package)
@@ -79,7 +82,19 @@ def load(config: Path | str, overrides: Sequence[str] = (), package: str = "stag
         problems += _checked(node)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return Graph(tuple(nodes))
+    return Graph(tuple(nodes), values.get("jobs", 1))
+
+
+def _problems_beside_stages(values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the top keys of a config other than `stages`."""
+    unknown = [key for key in values if key not in ("stages", "jobs", "targets")]
+    problems = [f"{key}: unknown key{did_you_mean(str(key), ['stages', 'jobs'])}" for key in unknown]
+    if "targets" in values:
+        problems.append(f"targets: {_LATER}")
+    jobs = values.get("jobs", 1)
+    if type(jobs) is not int or jobs < 1:
+        problems.append(f"jobs: how many stages may train at once, was {jobs!r}; give a whole number from 1")
+    return problems
 
 
 def _has_stages(values: Any) -> bool:

@@ -223,7 +223,7 @@ def _roots(package: str) -> list[Path]:
     return found
 
 
-def _cores() -> int | None:
+def cores() -> int | None:
     """Return how many cores this process may use: `taskset` and containers leave it fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -247,7 +247,7 @@ def surroundings(package: str) -> str:
         "python": platform.python_version(),
         # Only what `identity` of a stage may look at without our knowing: a remembered plan must not outlive it.
         "machine": [platform.node(), platform.machine(), os.environ.get("CUDA_VISIBLE_DEVICES")],
-        "processor": [_cores(), _processor()],
+        "processor": [cores(), _processor()],
         "devices": [path.read_text() if path.is_file() else path.name for path in devices if path.exists()],
         "folder": os.getcwd(),
         "package": package,

@@ -1,4 +1,4 @@
-"""Runner: makes the nodes of a plan that are not done yet, one by one, in order, in this process.
+"""Runner: makes the nodes of a plan that are not done yet, in order; some side by side, if the config says so.
 
 for each step: done? -> next | wait for whoever makes it | adopt what older code made | run the stage, publish
 """
@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import log
 from pipeline.adoption import MadeFrom, adoptable, refusal
+from pipeline.beside import Beside
 from pipeline.errors import PipelineError, UserError
 from pipeline.plan import Step, done
 from pipeline.store import Finished, Store
@@ -45,7 +47,7 @@ class Runner:
     """Runs plans against a store.
 
     `force` and `keep_older_code` are node names; `process` is what provenance says of this process. `nodes` may lack
-    what is done already.
+    what is done already. With `beside`, stages that may run side by side are made by its processes.
     """
 
     store: Store
@@ -53,25 +55,86 @@ class Runner:
     process: Mapping[str, Any]
     force: frozenset[str] = frozenset()
     keep_older_code: frozenset[str] = frozenset()
+    beside: Beside | None = None
 
     def run(self, steps: Sequence[Step]) -> Outcome:
         """Make what is not done. Raises what a stage raises, with the node's name noted on it; what is done stays."""
         self._refuse_early(steps)
-        outcome = Outcome()
-        for step in steps:
-            blocked = [name for name in step.feeding if name in outcome.left_out or outcome.finished[name].failures]
-            if blocked:
-                outcome.left_out.append(step.name)
-                _logger.info("%s: left out, because of %s", step.name, ", ".join(blocked))
-                continue
-            finished = None if step.name in self.force else done(step, self.store, _contents(outcome))
-            if finished is None:
-                finished = self._obtain(step, outcome)
-            else:
-                _logger.info("%s: done before (%s)", step.name, finished.directory.name)
-            outcome.finished[step.name] = finished
-            self.store.link_latest(step.name, finished.directory)
+        outcome, pending = Outcome(), list(steps)
+        with self.beside or nullcontext():
+            while pending or self._busy:
+                # Those that run side by side start as soon as they can; all else is made when nothing else runs.
+                startable = (step for step in pending if self._ready(step, outcome) and not self._waits(step))
+                step = next(startable, None)
+                if step is None:
+                    self._join(steps, outcome)
+                    continue
+                pending.remove(step)
+                self._advance(step, outcome)
+        order = [step.name for step in steps]
+        outcome.finished = {name: outcome.finished[name] for name in order if name in outcome.finished}
         return outcome
+
+    @property
+    def _busy(self) -> bool:
+        return self.beside is not None and self.beside.busy
+
+    def _helped(self, step: Step) -> bool:
+        """Whether a process of its own makes this step."""
+        apart = self.beside is not None and self.beside.jobs > 1 and step.name not in self.keep_older_code
+        return apart and step.name in self.nodes and self.nodes[step.name].stage.side_by_side
+
+    @staticmethod
+    def _ready(step: Step, outcome: Outcome) -> bool:
+        return all(name in outcome.finished or name in outcome.left_out for name in step.feeding)
+
+    def _waits(self, step: Step) -> bool:
+        """Whether a step that is ready has to wait for processes that run."""
+        assert self.beside or not self._busy
+        return self._busy and not (self._helped(step) and self.beside is not None and self.beside.free)
+
+    def _advance(self, step: Step, outcome: Outcome) -> None:
+        """Leave a step out, find it done, make it, or start the process that makes it."""
+        blocked = [name for name in step.feeding if name in outcome.left_out or outcome.finished[name].failures]
+        if blocked:
+            outcome.left_out.append(step.name)
+            _logger.info("%s: left out, because of %s", step.name, ", ".join(blocked))
+            return
+        finished = None if step.name in self.force else done(step, self.store, _contents(outcome))
+        if finished is not None:
+            _logger.info("%s: done before (%s)", step.name, finished.directory.name)
+        elif self.beside and self._helped(step):
+            self.beside.start(step)
+            return
+        else:
+            finished = self._obtain(step, outcome)
+        self._finish(step, finished, outcome)
+
+    def _finish(self, step: Step, finished: Finished, outcome: Outcome) -> None:
+        outcome.finished[step.name] = finished
+        self.store.link_latest(step.name, finished.directory)
+
+    def _join(self, steps: Sequence[Step], outcome: Outcome) -> None:
+        """Wait for a process that makes a step, and take up what it made."""
+        assert self.beside
+        name = self.beside.wait()
+        step = next(step for step in steps if step.name == name)
+        finished = done(step, self.store, _contents(outcome))
+        if finished is None:
+            raise PipelineError(
+                f"{name}: its process ended well and left no artifact; was the store changed meanwhile?"
+            )
+        self._finish(step, finished, outcome)
+
+    def make(self, step: Step, steps: Sequence[Step]) -> None:
+        """Make one step of `steps`, all of whose inputs are done, here."""
+        outcome = Outcome()
+        for fed in (other for other in steps if other.name in step.feeding):
+            finished = self.store.finished(fed.uses, fed.key)
+            if finished is None:
+                raise UserError(f"{step.name}: its input {fed.name} is gone; give the same command again")
+            outcome.finished[fed.name] = finished
+        self._obtain(step, outcome)
 
     def _obtain(self, step: Step, outcome: Outcome) -> Finished:
         """Make a step under its lock, unless another process has while we waited."""

@@ -6,7 +6,8 @@
 The keyword parameters are slots: `T` needs one artifact, `T | None = None` may lack one, `list[T]` takes many. A module
 may also have `check(config, wired)`, which yields problems, `identity(config)`, which returns what of the machine the
 result depends on, `RESUMES = True`, if a killed run is to find its partial directory as it left it,
-`SCRATCH = ("last.ckpt",)`, files that only a killed run needs and no artifact keeps, and
+`SCRATCH = ("last.ckpt",)`, files that only a killed run needs and no artifact keeps, `SIDE_BY_SIDE = True`, if it may
+run beside others with a share of the cores, and
 `CODE = ("deploy.backends.onnxruntime",)`, modules whose code counts as its own though it imports them by computed names.
 """
 
@@ -64,6 +65,7 @@ class Stage:
     resumes: bool
     code: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
+    side_by_side: bool = False
 
     @property
     def summary(self) -> str:
@@ -110,7 +112,8 @@ def _read(name: str, module: ModuleType) -> Stage:
     slots = {p.name: _slot(p.name, hints.get(p.name), module) for p in parameters if p.kind is p.KEYWORD_ONLY}
     resumes, code = getattr(module, "RESUMES", False), getattr(module, "CODE", ())
     scratch = getattr(module, "SCRATCH", ())
-    return Stage(name, module, config, slots, produces, resumes, tuple(code), tuple(scratch))
+    beside = getattr(module, "SIDE_BY_SIDE", False)
+    return Stage(name, module, config, slots, produces, resumes, tuple(code), tuple(scratch), beside)
 
 
 def _slot(name: str, hint: Any, module: ModuleType) -> Slot:

@@ -23,7 +23,7 @@ from stages.evaluation.probes import record_probes
 from stages.training.loop import device_of
 from stages.training.session import SessionConfig, begin, contradictions, train, training_split
 
-RESUMES = True
+RESUMES = SIDE_BY_SIDE = True
 SCRATCH = ("last.ckpt",)
 
 

@@ -17,7 +17,7 @@ from stages.distillation.task import DistillationTask
 from stages.evaluation.measure import average_precision
 from stages.training.session import SessionConfig, begin, contradictions, train, training_split
 
-RESUMES = True
+RESUMES = SIDE_BY_SIDE = True
 SCRATCH = ("last.ckpt",)
 
 
