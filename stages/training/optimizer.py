@@ -20,6 +20,8 @@ class OptimizerConfig(BaseConfig):
     """SGD with momentum 0.9, or AdamW."""
     lr: float = Field(default=0.01, gt=0)
     """Learning rate after the warm-up."""
+    beta2: float = Field(default=0.999, gt=0, lt=1)
+    """AdamW's memory of the gradients' size; below 0.999 a short training forgets the first, large gradients in time."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Weight decay of all parameters."""
     warmup: int = Field(default=500, ge=0)
@@ -55,7 +57,7 @@ def make_optimizer(
     described = [{"params": parameters, "scale": scale} for parameters, scale in groups]
     if config.name == "sgd":
         return torch.optim.SGD(described, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(described, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(described, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
