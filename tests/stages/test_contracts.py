@@ -16,9 +16,14 @@ from stages.distillation.method import DistillationMethod
 from stages.distillation.task import DistillationTask
 from stages.training.clock import Clock
 
-from .conftest import STUDENT, TEACHER
+from .conftest import CASCADE, POINTS, STUDENT, TEACHER
 
-SETTINGS = {"retinanet": STUDENT, "faster_rcnn": TEACHER}  # a tiny form of each detector
+SETTINGS = {
+    "retinanet": STUDENT,
+    "fcos": POINTS,
+    "faster_rcnn": TEACHER,
+    "cascade_rcnn": CASCADE,
+}  # a tiny form of each detector
 METHODS = {"head": {"rois": 8, "proposals": 16, "warmup": 0}, "pkd": {"weight": 1.0}}  # settings that fit the tiny pair
 SIZE = (96, 128)
 
