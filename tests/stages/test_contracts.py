@@ -2,6 +2,7 @@
 
 import pkgutil
 from importlib import import_module
+from typing import get_args
 
 import pytest
 import torch
@@ -217,9 +218,9 @@ def configs(kind):
     """A Config and all models inside it."""
     yield kind
     for field in kind.model_fields.values():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from configs(inner)
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from configs(inner)
 
 
 def all_configs():

@@ -28,7 +28,7 @@ class CascadeStage(BaseConfig):
 
 
 class CascadeRCNN(FasterRCNN):
-    """With the default settings three stages as published and as in mmdet."""
+    """With the default settings three stages with the overlaps, deviations and weights as published and in mmdet."""
 
     class Config(FasterRCNN.Config):
         cascade: tuple[CascadeStage, ...] = Field(
