@@ -37,8 +37,8 @@ class Node(NodeView):
     inputs: Mapping[str, "Node | tuple[Node, ...] | None"]
 
     def feeding(self, slot: str) -> tuple["Node", ...]:
-        """Return the nodes of a slot, none, one or many."""
-        given = self.inputs[slot]
+        """Return the nodes of a slot, none, one or many; none where there is no such slot."""
+        given = self.inputs.get(slot)
         return given if isinstance(given, tuple) else (given,) if given else ()
 
 

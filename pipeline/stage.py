@@ -45,12 +45,17 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class NodeView:
-    """What a stage's `check` sees of a node: its name, its stage's file name, its settings, its result's type."""
+    """What a stage's `check` sees of a node: its name, its stage's file name, its settings, its result's type, and the
+    nodes behind it."""
 
     name: str
     uses: str
     config: BaseConfig
     produces: type[Artifact]
+
+    def feeding(self, slot: str) -> tuple["NodeView", ...]:
+        """Return the nodes that feed one of its slots, none, one or many; none where it has no such slot."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ from pydantic import Field
 
 from deploy.parity import Tolerance, compare
 from deploy.predictor import Predictor
-from pipeline.config import BaseConfig
+from pipeline.config import BaseConfig, Choice
 from pipeline.errors import UserError, VerdictError
 from pipeline.log import logger
+from pipeline.stage import NodeView
 from stages.artifacts.checkpoint import Checkpoint
 from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel, ParityRecord
 from stages.data.coco import CocoSplit
+from stages.detection.detector import Detector
 from stages.detection.load import load_detector, parameter_count
 from stages.evaluation.flops import inference_flops
 from stages.evaluation.in_memory import InMemory
@@ -103,6 +105,15 @@ def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Datase
 def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
     """Only a dense detector has a static graph."""
     for node in wired.get("checkpoint", ()):
-        choice = getattr(node.config, "detector", None)
+        choice = _detector(node)
         if choice is not None and not choice.cls.exportable:
             yield f"{choice.name} of stage {node.name} cannot be exported; export a dense detector, as retinanet"
+
+
+def _detector(node: NodeView) -> Choice[Detector] | None:
+    """The detector whose weights a stage gives: the one that it trains or distils, or that of the checkpoint it is given."""
+    for name in ("detector", "student"):
+        choice: Choice[Detector] | None = getattr(node.config, name, None)
+        if choice is not None:
+            return choice
+    return next((_detector(behind) for behind in node.feeding("checkpoint")), None)

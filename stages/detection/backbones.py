@@ -72,11 +72,12 @@ def pyramid(
     extra_levels: int,
     norm: Literal["frozen", "batch"],
     trainable: int,
+    extra_from: Literal["C5", "P5"] = "C5",
 ) -> tuple[BackboneWithFPN, tuple[int, ...]]:
     """A backbone with its FPN, and the strides of the levels.
 
     Levels run from P`finest` to P5; one extra level subsamples P5 (Faster R-CNN), two are stride-2 convolutions from C5
-    (RetinaNet): torchvision's two ways.
+    (RetinaNet) or P5 (FCOS), `extra_from`: torchvision's ways.
     """
     # torchvision freezes statistics with eps 0: its published detection weights were made so. Classification weights
     # were not, see `load_imagenet`.
@@ -92,7 +93,8 @@ def pyramid(
     if extra_levels == 1:
         extra = LastLevelMaxPool()
     elif extra_levels == 2:
-        extra = LastLevelP6P7(channels[3], neck_channels)
+        extra = LastLevelP6P7(channels[3] if extra_from == "C5" else neck_channels, neck_channels)
+        extra.use_P5 = extra_from == "P5"  # torchvision guesses it from equal channels
     # All four stages are returned (methods read them), though the neck may begin at C3: `run_pyramid` feeds it its own.
     returned = {layer: str(i) for i, layer in enumerate(layers)}
     model = BackboneWithFPN(network, returned, [channels[i] for i in used], neck_channels, extra_blocks=extra)

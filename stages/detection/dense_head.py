@@ -1,4 +1,4 @@
-"""RetinaNet's head: a class tower and a box tower shared by all levels, and their output convolutions.
+"""The head of RetinaNet and FCOS: a class tower and a box tower shared by all levels, and their output convolutions.
 
 Module names are those of torchvision/models/detection/retinanet.py, so its weights load. Towers are returned after
 their last ReLU, applied out of place: HEAD's CKD reads exactly these maps (methods: arXiv 2207.05345).
@@ -12,22 +12,27 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.ops.misc import Conv2dNormActivation
 
 TowerKind = Literal["plain", "depthwise"]
 TowerNorm = Literal["none", "group"]
 
 
-def _tower(channels: int, width: int, depth: int, kind: TowerKind, norm: TowerNorm) -> nn.Sequential:
+def _tower(
+    channels: int, width: int, depth: int, kind: TowerKind, norm: TowerNorm, bias: bool | None = None
+) -> nn.Sequential:
+    """`bias` None gives one to the convolutions that no normalisation follows."""
     layer: Callable[..., nn.Module] | None = (lambda c: nn.GroupNorm(math.gcd(c, 32), c)) if norm == "group" else None
     blocks: list[nn.Module] = []
     for number in range(depth):
         inside = channels if number == 0 else width
         if kind == "plain":
-            blocks.append(Conv2dNormActivation(inside, width, norm_layer=layer, inplace=False))
+            blocks.append(Conv2dNormActivation(inside, width, norm_layer=layer, inplace=False, bias=bias))
         else:
             deep = nn.Conv2d(inside, inside, 3, padding=1, groups=inside, bias=False)
-            blocks.append(nn.Sequential(deep, Conv2dNormActivation(inside, width, 1, norm_layer=layer, inplace=False)))
+            flat = Conv2dNormActivation(inside, width, 1, norm_layer=layer, inplace=False, bias=bias)
+            blocks.append(nn.Sequential(deep, flat))
     return nn.Sequential(*blocks)
 
 
@@ -68,16 +73,47 @@ class RegressionHead(nn.Module):
         return towers, torch.cat([_flatten(self.bbox_reg(tower), 4) for tower in towers], 1)
 
 
+class DistanceHead(RegressionHead):
+    """FCOS's: distances to a box's four sides, never negative, and `bbox_ctrness` on the same tower (arXiv 2006.09214)."""
+
+    def __init__(self, tower: nn.Sequential, width: int, anchors: int) -> None:
+        super().__init__(tower, width, anchors)
+        self.bbox_ctrness = nn.Conv2d(width, anchors, 3, padding=1)
+
+    def forward(self, levels: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Level maps BCHW to (tower maps, distances_BA4 in anchor sides: left, top, right, bottom)."""
+        towers, distances = super().forward(levels)
+        return towers, functional.relu(distances)
+
+    def centerness(self, towers: tuple[Tensor, ...]) -> Tensor:
+        """Tower maps to the centerness logits (B, A)."""
+        return torch.cat([_flatten(self.bbox_ctrness(tower), 1) for tower in towers], 1).squeeze(-1)
+
+
 class DenseHead(nn.Module):
-    """Both heads, `depth` convolutions each, `width` channels wide."""
+    """Both heads, `depth` convolutions each, `width` channels wide; `distances` makes them FCOS's: a DistanceHead, and
+    biases in the towers whatever follows."""
+
+    regression_head: RegressionHead
 
     def __init__(
-        self, channels: int, width: int, depth: int, kind: TowerKind, norm: TowerNorm, anchors: int, classes: int
+        self,
+        channels: int,
+        width: int,
+        depth: int,
+        kind: TowerKind,
+        norm: TowerNorm,
+        anchors: int,
+        classes: int,
+        distances: bool = False,
     ) -> None:
         super().__init__()
         out = width if depth else channels
-        self.classification_head = ClassificationHead(_tower(channels, width, depth, kind, norm), out, anchors, classes)
-        self.regression_head = RegressionHead(_tower(channels, width, depth, kind, norm), out, anchors)
+        bias = True if distances else None
+        tower = _tower(channels, width, depth, kind, norm, bias)
+        self.classification_head = ClassificationHead(tower, out, anchors, classes)
+        regression = DistanceHead if distances else RegressionHead
+        self.regression_head = regression(_tower(channels, width, depth, kind, norm, bias), out, anchors)
         # N(0, .01) is RetinaNet's, for towers without normalisation; behind a norm the scale of the weights is free.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -66,7 +66,11 @@ class Anchors:
 
 @dataclass(frozen=True)
 class DensePredictions:
-    """What a dense head says of every anchor; `class_tower` and `box_tower` are BCHW after the last ReLU, per level."""
+    """What a dense head says of every anchor; `class_tower` and `box_tower` are BCHW after the last ReLU, per level.
+
+    `quality_BA` is the logit of how well an anchor is placed (FCOS's centerness), None where the head has no such output:
+    scores of candidates are discounted by it, proposals are not (as HEAD does).
+    """
 
     class_tower: tuple[Tensor, ...]
     box_tower: tuple[Tensor, ...]
@@ -74,6 +78,7 @@ class DensePredictions:
     deltas_BA4: Tensor
     boxes_BA4: Tensor
     anchors: Anchors
+    quality_BA: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class RoIs:
 @dataclass(frozen=True)
 class RoIActivations:
     """What an RoI head computes of each RoI: `hidden` layers after their ReLU (M, D), `logits` with background first
-    (M, 1 + K), `deltas` per class (M, 1 + K, 4)."""
+    (M, 1 + K), `deltas` per class (M, 1 + K, 4), or (M, 1, 4) where the head's boxes are the same for all classes."""
 
     hidden: tuple[Tensor, ...]
     logits: Tensor
@@ -108,8 +113,17 @@ class RoIActivations:
 
 
 @dataclass(frozen=True)
+class RoIStage:
+    """One run of an RoI head: where it looked and what it computed."""
+
+    rois: RoIs
+    activations: RoIActivations
+
+
+@dataclass(frozen=True)
 class RoIPredictions:
-    """A two-stage detector's predictions: the dense first stage, and the second stage on `rois`."""
+    """A two-stage detector's predictions: the dense first stage, and the second stage on `rois`. A cascade has several
+    runs of RoI heads: `rois` and `activations` are those of the last, `earlier` the others."""
 
     objectness_BA: Tensor
     deltas_BA4: Tensor
@@ -117,6 +131,12 @@ class RoIPredictions:
     proposals: tuple[Proposals, ...]
     rois: RoIs
     activations: RoIActivations
+    earlier: tuple[RoIStage, ...] = ()
+
+    @property
+    def stages(self) -> tuple[RoIStage, ...]:
+        """All runs of RoI heads in their order."""
+        return (*self.earlier, RoIStage(self.rois, self.activations))
 
 
 Predictions = DensePredictions | RoIPredictions
@@ -218,14 +238,19 @@ class DenseDetector(Detector):
 
 
 class RoIDetector(Detector):
-    """A two-stage detector; `roi_heads` is its second stage."""
+    """A two-stage detector; `roi_heads` is its second stage, the first of them in a cascade."""
 
     roi_heads: RoIHead
+
+    @property
+    def stages(self) -> tuple[RoIHead, ...]:
+        """The RoI heads in the order in which they look: one, or a cascade."""
+        return (self.roi_heads,)
 
     @abstractmethod
     def predict(self, features: Features, targets: Targets | None = None) -> RoIPredictions: ...
 
-    def roi_head(self, features: Features, rois: RoIs) -> RoIActivations:
-        """The second stage on RoIs that somebody else may have chosen: what HEAD asks of the teacher."""
-        activations: RoIActivations = self.roi_heads(features.levels, rois)
+    def roi_head(self, features: Features, rois: RoIs, stage: int = 0) -> RoIActivations:
+        """The RoI head `stage` on RoIs that somebody else may have chosen: what HEAD asks of the teacher."""
+        activations: RoIActivations = self.stages[stage](features.levels, rois)
         return activations

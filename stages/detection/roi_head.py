@@ -44,17 +44,42 @@ def roi_level(boxes_M4: Tensor, finest_scale: int, levels: int) -> Tensor:
 
 
 class RoIHead(nn.Module):
-    """`channels` and `strides` are those of the levels that are read; `classes` without background."""
+    """`channels` and `strides` are those of the levels that are read; `classes` without background; `box_weights` factors of
+    the deltas of x, y, width and height; `class_agnostic` one box a RoI instead of one for each class."""
 
-    def __init__(self, config: RoIHeadConfig, channels: int, strides: tuple[int, ...], classes: int) -> None:
+    def __init__(
+        self,
+        config: RoIHeadConfig,
+        channels: int,
+        strides: tuple[int, ...],
+        classes: int,
+        *,
+        box_weights: tuple[float, float, float, float] = BOX_WEIGHTS,
+        class_agnostic: bool = False,
+    ) -> None:
         super().__init__()
         self.config = config
         self.channels = channels
         self.strides = strides[: config.levels]
         self.classes = classes
         self.box_head = TwoMLPHead(channels * config.resolution**2, config.hidden)
+        self.class_agnostic = class_agnostic
         self.box_predictor = FastRCNNPredictor(config.hidden, classes + 1)
-        self.coder = BoxCoder(BOX_WEIGHTS)
+        if class_agnostic:
+            self.box_predictor.bbox_pred = nn.Linear(config.hidden, 4)
+        self.box_weights = box_weights
+        self.coder = BoxCoder(box_weights)
+
+    def on(self, strides: tuple[int, ...]) -> RoIHead:
+        """A new head of this shape, with random weights, for levels of other strides: an assistant's."""
+        return RoIHead(
+            self.config,
+            self.channels,
+            strides,
+            self.classes,
+            box_weights=self.box_weights,
+            class_agnostic=self.class_agnostic,
+        )
 
     def pool(self, levels: tuple[Tensor, ...], rois: RoIs) -> Tensor:
         """(M, C, resolution, resolution) by RoIAlign, each RoI from its level."""
@@ -75,22 +100,24 @@ class RoIHead(nn.Module):
         first = functional.relu(self.box_head.fc6(self.pool(levels, rois).flatten(1)))
         second = functional.relu(self.box_head.fc7(first))
         logits, deltas = self.box_predictor(second)
-        return RoIActivations((first, second), logits, deltas.view(len(logits), -1, 4))
+        return RoIActivations((first, second), logits, deltas.view(-1, deltas.shape[1] // 4, 4))
 
-    def loss(self, activations: RoIActivations, rois: RoIs) -> dict[str, Tensor]:
-        """Cross entropy over 1 + K classes and smooth L1 on the deltas of the true class (torchvision's `fastrcnn_loss`)."""
+    def loss(self, activations: RoIActivations, rois: RoIs, beta: float = 1 / 9) -> dict[str, Tensor]:
+        """Cross entropy over 1 + K classes and smooth L1 on the deltas of the true class (torchvision's `fastrcnn_loss`);
+        up to `beta` the box loss is quadratic, at 0 it is L1."""
         target = rois.labels_M + 1
         classification = functional.cross_entropy(at_least_single(activations.logits), target, reduction="sum")
         positive = torch.where(target > 0)[0]
         wanted = self.coder.encode_single(rois.matched_M4[positive], rois.boxes_M4[positive])
-        given = at_least_single(activations.deltas[positive, target[positive]])
-        box = functional.smooth_l1_loss(given, wanted, beta=1 / 9, reduction="sum")
+        column = torch.zeros_like(positive) if self.class_agnostic else target[positive]
+        given = at_least_single(activations.deltas[positive, column])
+        box = functional.smooth_l1_loss(given, wanted, beta=beta, reduction="sum")
         count = max(1, len(target))
         return {"cls": classification / count, "box": box / count}
 
     def decode(self, activations: RoIActivations, rois: RoIs) -> tuple[Tensor, Tensor]:
         """Boxes per class (M, K, 4) in pixels, and probabilities (M, K), background left out."""
-        classes = activations.logits.shape[1]
-        deltas = at_least_single(activations.deltas).reshape(-1, classes * 4)
-        boxes = self.coder.decode_single(deltas, rois.boxes_M4)
-        return boxes.view(-1, classes, 4)[:, 1:], at_least_single(activations.logits).softmax(1)[:, 1:]
+        scores = at_least_single(activations.logits).softmax(1)[:, 1:]
+        deltas = at_least_single(activations.deltas)
+        boxes = self.coder.decode_single(deltas.flatten(1), rois.boxes_M4).view_as(deltas)
+        return boxes.expand(-1, self.classes, -1) if self.class_agnostic else boxes[:, 1:], scores

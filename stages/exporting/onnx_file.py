@@ -95,7 +95,8 @@ def trace_initialisers(written: onnx.ModelProto, model: Detector, images_BHWC: T
     sizes, corners = anchors[:, 2:] - anchors[:, :2], anchors[:, :2]
     for column in torch.cat([sizes, corners + 0.5 * sizes, anchors], 1).unbind(1):
         known.add(_content(column.cpu().numpy()))
-    known.add(_content(anchors.cpu().numpy()))
+    # As they are, and as the sides by which distances from a point are scaled (FCOS).
+    known |= {_content(boxes.contiguous().cpu().numpy()) for boxes in (anchors, sizes.repeat(1, 2))}
     foreign, traced, constants = [], 0, 0
     attributes = [a for node in written.graph.node if node.op_type == "Constant" for a in node.attribute]
     for tensor in [*written.graph.initializer, *(a.t for a in attributes if a.HasField("t"))]:

@@ -12,19 +12,29 @@ TINY = {
     "backbone_norm": "batch",
     "trainable_layers": 5,
     "neck_channels": 16,
-    "aspect_ratios": [1.0],
 }
-STUDENT = {"name": "retinanet", "extra_levels": 1, "head_convs": 1, "head_norm": "group", "anchor_scale": 2, **TINY}
+STUDENT = {
+    "name": "retinanet",
+    "extra_levels": 1,
+    "head_convs": 1,
+    "head_norm": "group",
+    "anchor_scale": 2,
+    "aspect_ratios": [1.0],
+    **TINY,
+}
+POINTS = {"name": "fcos", "extra_levels": 1, "head_convs": 1, "reach": 2, **TINY}
 TEACHER = {
     "name": "faster_rcnn",
     "extra_levels": 0,
     "anchor_scale": 4,
+    "aspect_ratios": [1.0],
     "proposals": 32,
     "proposals_training": 32,
     "rois": 16,
     "roi_head": {"hidden": 32, "sampling_ratio": 1},
     **TINY,
 }
+CASCADE = {**TEACHER, "name": "cascade_rcnn"}
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +65,18 @@ def student_settings():
 
 
 @pytest.fixture(scope="session")
+def points_settings():
+    """A tiny FCOS."""
+    return POINTS
+
+
+@pytest.fixture(scope="session")
 def teacher_settings():
     """A tiny Faster R-CNN."""
     return TEACHER
+
+
+@pytest.fixture(scope="session")
+def cascade_settings():
+    """A tiny Cascade R-CNN."""
+    return CASCADE

@@ -2,6 +2,7 @@
 
 import pkgutil
 from importlib import import_module
+from typing import get_args
 
 import pytest
 import torch
@@ -16,9 +17,14 @@ from stages.distillation.method import DistillationMethod
 from stages.distillation.task import DistillationTask
 from stages.training.clock import Clock
 
-from .conftest import STUDENT, TEACHER
+from .conftest import CASCADE, POINTS, STUDENT, TEACHER
 
-SETTINGS = {"retinanet": STUDENT, "faster_rcnn": TEACHER}  # a tiny form of each detector
+SETTINGS = {
+    "retinanet": STUDENT,
+    "fcos": POINTS,
+    "faster_rcnn": TEACHER,
+    "cascade_rcnn": CASCADE,
+}  # a tiny form of each detector
 METHODS = {"head": {"rois": 8, "proposals": 16, "warmup": 0}, "pkd": {"weight": 1.0}}  # settings that fit the tiny pair
 SIZE = (96, 128)
 
@@ -212,9 +218,9 @@ def configs(kind):
     """A Config and all models inside it."""
     yield kind
     for field in kind.model_fields.values():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from configs(inner)
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from configs(inner)
 
 
 def all_configs():

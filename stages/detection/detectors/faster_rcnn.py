@@ -21,6 +21,8 @@ from stages.detection.detector import (
     ProposalSettings,
     RoIDetector,
     RoIPredictions,
+    RoIs,
+    RoIStage,
     Targets,
     at_least_single,
 )
@@ -96,9 +98,30 @@ class FasterRCNN(RoIDetector):
         found = class_agnostic_proposals(
             objectness_BA.detach(), boxes, anchors, sizes, ProposalSettings(count, 0.7, count)
         )
-        sampling = SamplingSettings(self.config.rois)
-        rois = unlabelled_rois(found) if targets is None else sample_rois(found, targets, sampling)
-        return RoIPredictions(objectness_BA, deltas_BA4, anchors, found, rois, self.roi_head(features, rois))
+        rois = unlabelled_rois(found) if targets is None else sample_rois(found, targets, self.sampling)
+        *earlier, last = self.look(features, rois, sizes, targets)
+        return RoIPredictions(
+            objectness_BA, deltas_BA4, anchors, found, last.rois, last.activations, earlier=tuple(earlier)
+        )
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        """How the RoIs on which the second stage learns are chosen."""
+        return SamplingSettings(self.config.rois)
+
+    def look(
+        self, features: Features, rois: RoIs, sizes: Sequence[tuple[int, int]], targets: Targets | None
+    ) -> tuple[RoIStage, ...]:
+        """All runs of RoI heads, beginning with `rois`; `sizes` are those of the real images, to which boxes are clipped."""
+        return (RoIStage(rois, self.roi_head(features, rois)),)
+
+    def roi_loss(self, stages: Sequence[RoIStage]) -> dict[str, Tensor]:
+        """The losses of the RoI heads, each on its RoIs."""
+        return self.roi_heads.loss(stages[-1].activations, stages[-1].rois)
+
+    def decode(self, stages: Sequence[RoIStage]) -> tuple[Tensor, Tensor]:
+        """Boxes (M, K, 4) in pixels and probabilities (M, K) of the last RoIs."""
+        return self.roi_heads.decode(stages[-1].activations, stages[-1].rois)
 
     def loss(self, predictions: RoIPredictions, targets: Targets) -> dict[str, Tensor]:
         """torchvision's four losses: `rpn_cls`, `rpn_box`, `cls`, `box`."""
@@ -111,12 +134,11 @@ class FasterRCNN(RoIDetector):
             labels,
             list(wanted),
         )
-        second = self.roi_heads.loss(predictions.activations, predictions.rois)
-        return {"rpn_cls": objectness, "rpn_box": box, **second}
+        return {"rpn_cls": objectness, "rpn_box": box, **self.roi_loss(predictions.stages)}
 
     def candidates(self, predictions: RoIPredictions, count: int) -> Candidates:
         """Top `count` of an image's (RoI, class) pairs; images with fewer are filled with empty boxes of score 0."""
-        boxes_MK4, scores_MK = self.roi_heads.decode(predictions.activations, predictions.rois)
+        boxes_MK4, scores_MK = self.decode(predictions.stages)
         batch = len(predictions.objectness_BA)
         boxes, scores = boxes_MK4.new_zeros(batch, count, 4), scores_MK.new_zeros(batch, count)
         labels = predictions.rois.source_M.new_zeros(batch, count)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from pipeline.config import BaseConfig
 from pipeline.errors import UserError
 from stages.detection.detector import Detector, Features, RoIActivations, RoIDetector, RoIs
-from stages.detection.roi_head import RoIHead
 from stages.distillation.assistant import Assistant
 
 
@@ -23,7 +22,7 @@ class RCNN(Assistant):
     def __init__(self, student_channels: tuple[int, ...], strides: tuple[int, ...], teacher: RoIDetector) -> None:
         super().__init__()
         shape = teacher.roi_heads
-        self.head = RoIHead(shape.config, shape.channels, strides, shape.classes)
+        self.head = shape.on(strides)
         self.hidden = (shape.config.hidden,) * 2
         # Ours: the published pairs share 256 channels; a 1x1 convolution bridges others.
         used = student_channels[: len(self.head.strides)]

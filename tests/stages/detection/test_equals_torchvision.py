@@ -9,11 +9,12 @@ import torch
 from torchvision.models import detection, resnet50
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from stages.detection.detector import RoIPredictions, Targets
 from stages.detection.detectors.faster_rcnn import FasterRCNN
+from stages.detection.detectors.fcos import FCOS
 from stages.detection.detectors.retinanet import RetinaNet
 from stages.detection.proposals import SamplingSettings, sample_rois
 
@@ -93,6 +94,78 @@ def test_retinanet_losses(retinanets, images, targets):
         found = ours.loss(ours.predict(ours.features(images)), targets)
     torch.testing.assert_close(found["cls"], wanted["classification"], **TOLERANCE)
     torch.testing.assert_close(found["box"], wanted["bbox_regression"], **TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def fcos_pair():
+    """The numbers of the head are random too: a fresh one has distances near zero and every bias at it."""
+    torch.manual_seed(0)
+    body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+    pyramid = _resnet_fpn_extractor(body, 3, [2, 3, 4], LastLevelP6P7(256, 256))
+    theirs = randomised(detection.FCOS(pyramid, 20))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in theirs.head.named_parameters():
+            if parameter.ndim == 1 and "cls_logits" not in name:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        theirs.head.regression_head.bbox_reg.bias.add_(2)
+    ours = FCOS(FCOS.Config(), 20)
+    ours.load_state_dict(ours.convert(theirs.state_dict(), [f"class {n}" for n in range(20)]), strict=True)
+    return ours.double().eval(), theirs
+
+
+@pytest.fixture(scope="module")
+def fcos_outputs(fcos_pair, images):
+    """Their features, head and anchors; our predictions."""
+    ours, theirs = fcos_pair
+    batch = padded(theirs, images)
+    with torch.no_grad():
+        features = list(theirs.backbone(batch.tensors).values())
+        return theirs.head(features), theirs.anchor_generator(batch, features), ours.predict(ours.features(images))
+
+
+def test_fcos_logits_distances_centerness_and_boxes(fcos_pair, fcos_outputs):
+    _, theirs = fcos_pair
+    wanted, anchors, found = fcos_outputs
+    boxes = torch.stack(
+        [theirs.box_coder.decode(d, a) for d, a in zip(wanted["bbox_regression"], anchors, strict=True)]
+    )
+    torch.testing.assert_close(found.logits_BAK, wanted["cls_logits"], **TOLERANCE)
+    torch.testing.assert_close(found.deltas_BA4, wanted["bbox_regression"], **TOLERANCE)
+    torch.testing.assert_close(found.quality_BA, wanted["bbox_ctrness"].squeeze(-1), **TOLERANCE)
+    torch.testing.assert_close(found.anchors.boxes_A4, anchors[0])
+    torch.testing.assert_close(found.boxes_BA4, boxes, rtol=1e-4, atol=1e-3)
+    assert (found.deltas_BA4 > 0).any()
+
+
+def test_fcos_losses(fcos_pair, fcos_outputs, targets):
+    ours, theirs = fcos_pair
+    outputs, anchors, found = fcos_outputs
+    described = [{"boxes": b, "labels": n} for b, n in zip(targets.boxes, targets.labels, strict=True)]
+    with torch.no_grad():
+        wanted = theirs.compute_loss(described, outputs, anchors, found.anchors.per_level)
+        losses = ours.loss(found, targets)
+    torch.testing.assert_close(losses["cls"], wanted["classification"], **TOLERANCE)
+    torch.testing.assert_close(losses["box"], wanted["bbox_regression"], **TOLERANCE)
+    torch.testing.assert_close(losses["centerness"], wanted["bbox_ctrness"], **TOLERANCE)
+    assert all(loss > 0 for loss in losses.values())
+
+
+def test_fcos_candidates_are_the_best_of_what_enters_their_nms(fcos_pair, fcos_outputs):
+    """They cut at 1,000 a level, so the best 1,000 of all levels are among theirs; an overlap above 1 suppresses none."""
+    ours, theirs = fcos_pair
+    outputs, anchors, found = fcos_outputs
+    theirs.score_thresh, theirs.nms_thresh, theirs.detections_per_img = 0.0, 2.0, 10**6
+    levels = found.anchors.per_level
+    split = {name: list(value.split(levels, 1)) for name, value in outputs.items()}
+    with torch.no_grad():
+        wanted = theirs.postprocess_detections(split, [list(a.split(levels)) for a in anchors], [SIZE, SIZE])
+        candidates = ours.candidates(found, 1000)
+    for number, theirs_found in enumerate(wanted):
+        torch.testing.assert_close(candidates.scores_BN[number], theirs_found["scores"][:1000], **TOLERANCE)
+        assert torch.equal(candidates.labels_BN[number], theirs_found["labels"][:1000])
+        boxes = clip_boxes_to_image(candidates.boxes_BN4[number], SIZE)
+        torch.testing.assert_close(boxes, theirs_found["boxes"][:1000], rtol=1e-4, atol=1e-3)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,192 @@
+"""FCOS (arXiv 1904.01355, with the centerness of 2006.09214) from torchvision's blocks: a student without anchors.
+
+A point is an anchor here, one a cell, a square of the stride's side around it: whoever reads dense predictions finds
+FCOS's in the same order, with one anchor a cell. As in torchvision, points lie on the corners of cells.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+from torchvision.models.detection._utils import BoxLinearCoder
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+
+from pipeline.config import BaseConfig
+from stages.detection.anchors import AnchorGrid
+from stages.detection.backbones import BackboneName, pyramid, run_pyramid
+from stages.detection.dense_head import DenseHead, DistanceHead, TowerKind, TowerNorm
+from stages.detection.detector import (
+    Anchors,
+    Candidates,
+    DenseDetector,
+    DensePredictions,
+    Features,
+    Proposals,
+    ProposalSettings,
+    Targets,
+    at_least_single,
+)
+from stages.detection.proposals import class_agnostic_proposals
+from stages.detection.torchvision_weights import class_rows, select_rows
+
+
+class FCOS(DenseDetector):
+    """With the default settings and equal weights it equals torchvision's `fcos_resnet50_fpn`."""
+
+    class Config(BaseConfig):
+        backbone: BackboneName = "resnet50"
+        """The network under the neck."""
+        backbone_norm: Literal["frozen", "batch"] = "frozen"
+        """Batch normalisation with fixed statistics (for ImageNet weights) or trained (for random ones)."""
+        trainable_layers: int = Field(default=3, ge=0, le=5)
+        """How many of the backbone's five parts (stem, four stages) learn, from the last."""
+        neck_channels: int = Field(default=256, ge=8)
+        """Channels of the feature pyramid."""
+        extra_levels: Literal[0, 1, 2] = 2
+        """Levels above P5: 1 subsamples P5, 2 are convolutions from P5 (P6 and P7)."""
+        head_convs: int = Field(default=4, ge=0, le=8)
+        """Convolutions of each of the two towers."""
+        head_channels: int | None = Field(default=None, ge=8)
+        """Width of the towers; as wide as the neck where none is given."""
+        head_kind: TowerKind = "plain"
+        """Plain 3x3 convolutions, or depthwise 3x3 followed by 1x1: about eight times fewer operations."""
+        head_norm: TowerNorm = "group"
+        """Group normalisation in the towers, as published, or none."""
+        centre_radius: float = Field(default=1.5, gt=0)
+        """Points learn an object when they are this near to its centre, in strides, and inside it."""
+        reach: float = Field(default=8.0, gt=0)
+        """Distance from a point to the farthest side of its object up to which a level serves it, in strides; what is
+        within half of it belongs to the level below, and the last level serves all that is larger."""
+
+    def __init__(self, config: FCOS.Config, classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.classes = classes
+        self.backbone, self.strides = pyramid(
+            config.backbone,
+            3,
+            config.neck_channels,
+            config.extra_levels,
+            config.backbone_norm,
+            config.trainable_layers,
+            extra_from="P5",
+        )
+        self.channels = (config.neck_channels,) * len(self.strides)
+        self.anchors = AnchorGrid(self.strides, 1.0, 1, (1.0,))
+        self.per_cell = self.anchors.per_cell
+        width = config.head_channels or config.neck_channels
+        self.tower_channels = width if config.head_convs else config.neck_channels
+        self.head = DenseHead(
+            config.neck_channels,
+            width,
+            config.head_convs,
+            config.head_kind,
+            config.head_norm,
+            self.per_cell,
+            classes,
+            distances=True,
+        )
+        self.coder = BoxLinearCoder(normalize_by_size=True)
+
+    @classmethod
+    def build(cls, config: FCOS.Config, classes: int) -> FCOS:
+        return cls(config, classes)
+
+    def features(self, images_BCHW: Tensor) -> Features:
+        return run_pyramid(self.backbone, self.normalise(images_BCHW))
+
+    def predict(self, features: Features, targets: Targets | None = None) -> DensePredictions:
+        anchors = self.anchors(features.levels, features.size)
+        regression = self.head.regression_head
+        assert isinstance(regression, DistanceHead)
+        class_tower, logits = self.head.classification_head(features.levels)
+        box_tower, distances = regression(features.levels)
+        quality = regression.centerness(box_tower)
+        boxes = self.coder.decode(at_least_single(distances), anchors.boxes_A4)
+        return DensePredictions(class_tower, box_tower, logits, distances, boxes, anchors, quality)
+
+    def loss(self, predictions: DensePredictions, targets: Targets) -> dict[str, Tensor]:
+        """Focal loss, GIoU loss, and cross entropy of the centerness, each a sum over the batch divided by its positives
+        (torchvision)."""
+        anchors = predictions.anchors
+        match_BA = torch.stack([self.match(truth, anchors) for truth in targets.boxes])
+        image, point = torch.where(match_BA >= 0)
+        owners = [match[match >= 0] for match in match_BA]
+        truth = torch.cat([boxes[owner] for boxes, owner in zip(targets.boxes, owners, strict=True)])
+        labels = torch.cat([names[owner] for names, owner in zip(targets.labels, owners, strict=True)])
+        logits = at_least_single(predictions.logits_BAK)
+        wanted = torch.zeros_like(logits)
+        wanted[image, point, labels] = 1
+        classification = sigmoid_focal_loss(logits, wanted, reduction="sum")
+        box = generalized_box_iou_loss(predictions.boxes_BA4[image, point], truth, reduction="sum")
+        assert predictions.quality_BA is not None
+        given = at_least_single(predictions.quality_BA)[image, point]
+        centred = self._centerness(anchors.boxes_A4[point], truth).to(given.dtype)
+        quality = functional.binary_cross_entropy_with_logits(given, centred, reduction="sum")
+        count = max(1, len(point))
+        return {"cls": classification / count, "box": box / count, "centerness": quality / count}
+
+    def match(self, truth_N4: Tensor, anchors: Anchors) -> Tensor:
+        """Index (A,) of the object each point stands for, the smallest of those that it may, or -1 for background."""
+        boxes_A4 = anchors.boxes_A4
+        if len(truth_N4) == 0:
+            return torch.full((len(boxes_A4),), -1, dtype=torch.int64, device=boxes_A4.device)
+        side_A1 = boxes_A4[:, 2:3] - boxes_A4[:, 0:1]
+        point_A12 = (boxes_A4[:, None, :2] + boxes_A4[:, None, 2:]) / 2
+        centre_N2 = (truth_N4[:, :2] + truth_N4[:, 2:]) / 2
+        near = (point_A12 - centre_N2).abs().amax(2) < self.config.centre_radius * side_A1
+        sides_AN4 = torch.cat([point_A12 - truth_N4[:, :2], truth_N4[:, 2:] - point_A12], 2)
+        farthest = sides_AN4.amax(2)
+        upper = self.config.reach * side_A1
+        lower = upper / 2
+        lower[: anchors.per_level[0]] = 0
+        upper[-anchors.per_level[-1] :] = torch.inf
+        fits = near & (sides_AN4.amin(2) > 0) & (farthest > lower) & (farthest < upper)
+        area_N = (truth_N4[:, 2] - truth_N4[:, 0]) * (truth_N4[:, 3] - truth_N4[:, 1])
+        best = torch.where(fits, area_N, torch.inf).min(1)
+        return torch.where(best.values.isinf(), -1, best.indices)
+
+    def _centerness(self, points_P4: Tensor, truth_P4: Tensor) -> Tensor:
+        """1 in the middle of the object, 0 on its edge (arXiv 1904.01355, eq. 3)."""
+        sides_P22 = self.coder.encode(points_P4, truth_P4).view(-1, 2, 2)
+        centred: Tensor = (sides_P22.amin(1) / sides_P22.amax(1)).prod(1).sqrt()
+        return centred
+
+    def candidates(self, predictions: DensePredictions, count: int) -> Candidates:
+        """Top `count` of all (point, class) pairs by the geometric mean of class probability and centerness; its root
+        comes after the cut, which changes nothing."""
+        assert predictions.quality_BA is not None
+        quality = at_least_single(predictions.quality_BA).sigmoid()
+        flat = (at_least_single(predictions.logits_BAK).sigmoid() * quality[..., None]).flatten(1)
+        scores, index = flat.topk(min(count, flat.shape[1]), dim=1)
+        point = torch.div(index, self.classes, rounding_mode="floor")
+        boxes = predictions.boxes_BA4.gather(1, point[..., None].expand(-1, -1, 4))
+        return Candidates(boxes, scores.sqrt(), index % self.classes, point)
+
+    def proposals(
+        self, predictions: DensePredictions, sizes: Sequence[tuple[int, int]], settings: ProposalSettings
+    ) -> tuple[Proposals, ...]:
+        """By class probability alone: HEAD's FCOS students leave the centerness out."""
+        best = predictions.logits_BAK.detach().max(-1).values.sigmoid()
+        return class_agnostic_proposals(best, predictions.boxes_BA4.detach(), predictions.anchors, sizes, settings)
+
+    def convert(self, state: Mapping[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
+        """Its towers are flat (convolution, normalisation, ReLU, convolution ...), ours one block a convolution."""
+
+        def name(key: str) -> str:
+            flat = re.fullmatch(r"(head\.\w+\.conv)\.(\d+)\.(weight|bias)", key)
+            return f"{flat[1]}.{int(flat[2]) // 3}.{int(flat[2]) % 3}.{flat[3]}" if flat else key
+
+        result = {name(key): value for key, value in state.items()}
+        for part in ("weight", "bias"):
+            key = f"head.classification_head.cls_logits.{part}"
+            outputs = result[key].shape[0]
+            rows = class_rows(outputs, class_names, background=False)
+            result[key] = select_rows(result[key], rows, 1, outputs, 1)
+        return result
