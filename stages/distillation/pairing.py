@@ -1,6 +1,6 @@
 """Which map of the student learns from which map of the teacher, and how two maps of a pair get equal channels and sizes.
 
-    student's maps --1x1 convolution where channels differ--> --bilinear where sizes differ--> beside the teacher's
+student's maps --1x1 convolution where channels differ--> --bilinear where sizes differ--> beside the teacher's
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from stages.detection.detector import Detector, Features
 
 Pairing = Literal["stride", "index"]
 Stages = Literal["neck", "backbone", "all"]
+Adapters = Literal["needed", "separate", "shared"]
 
 
 def pair_levels(
@@ -72,7 +73,11 @@ def backbone_shape(detector: Detector) -> tuple[tuple[int, ...], tuple[int, ...]
 
 class PairedMaps(nn.Module):
     """The maps of two detectors side by side. `pairs` lists, for the backbone's and the neck's maps that `stages` names,
-    who goes with whom; neck is never paired with backbone. `channels` are the teacher's, per pair."""
+    who goes with whom (neck never with backbone); `channels` are the teacher's, per pair.
+
+    `kind` says which pairs get a 1x1 convolution: those whose channels differ (`needed`), every one (`separate`), or one
+    convolution for all pairs (`shared`), which asks for equal channels in all of them.
+    """
 
     def __init__(
         self,
@@ -81,14 +86,15 @@ class PairedMaps(nn.Module):
         teacher: Detector,
         how: Pairing = "stride",
         stages: Stages = "neck",
-        always: bool = False,
+        kind: Adapters = "needed",
     ) -> None:
-        """Reads shapes and keeps neither detector. `always` as in `adapters`. Raises UserError, said of `method`, where
-        nothing pairs."""
+        """Reads shapes and keeps neither detector. Raises UserError, said of `method`, where nothing pairs or nothing can
+        be shared."""
         super().__init__()
         self.pairs: list[tuple[bool, int, int]] = []  # of the backbone?, the student's index, the teacher's
         self.channels: list[int] = []
-        self.adapters = nn.ModuleList()
+        made: list[nn.Module] = []
+        from_to: set[tuple[int, int]] = set()
         for backbone in [True] * (stages != "neck") + [False] * (stages != "backbone"):
             mine = backbone_shape(student) if backbone else (student.strides, student.channels)
             theirs = backbone_shape(teacher) if backbone else (teacher.strides, teacher.channels)
@@ -98,13 +104,20 @@ class PairedMaps(nn.Module):
                 raise UserError(f"method {method}: {'backbone' if backbone else 'neck'}: {problem}") from problem
             self.pairs += [(backbone, s, t) for s, t in pairs]
             self.channels += [theirs[1][t] for _, t in pairs]
-            self.adapters.extend(adapters(pairs, mine[1], theirs[1], always))
+            from_to |= {(mine[1][s], theirs[1][t]) for s, t in pairs}
+            made += adapters(pairs, mine[1], theirs[1], always=kind != "needed")
+        if kind == "shared" and len(from_to) > 1:
+            raise UserError(
+                f"method {method}: one adapter for all maps needs equal channels, these go from the student's to the "
+                f"teacher's by {sorted(from_to)}; take adapters: separate"
+            )
+        self.adapters = nn.ModuleList(made[:1] if kind == "shared" else made)
 
     def forward(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
         """(student's map adapted and resized, the teacher's map detached) per pair, of equal shape BCHW."""
         result = []
-        for adapter, (backbone, s, t) in zip(self.adapters, self.pairs, strict=True):
+        for number, (backbone, s, t) in enumerate(self.pairs):
             mine, theirs = (f.backbone if backbone else f.levels for f in (student, teacher))
-            wanted = theirs[t].detach()
+            wanted, adapter = theirs[t].detach(), self.adapters[number % len(self.adapters)]
             result.append((resized(adapter(mine[s]), wanted.shape[-2:]), wanted))
         return result

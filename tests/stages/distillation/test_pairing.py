@@ -82,3 +82,23 @@ def test_a_pair_that_cannot_be_bridged_is_refused_by_the_methods_name(build, stu
     student.strides = (64, 128)
     with pytest.raises(UserError, match=r"method some: neck: .*\[64, 128\].*\[4, 8, 16, 32\]"):
         PairedMaps("some", student, teacher)
+
+
+def test_one_adapter_for_all_maps(build, student_settings, teacher_settings):
+    student, teacher = build({**student_settings, "neck_channels": 24}), build(teacher_settings)
+    paired = PairedMaps("some", student, teacher, kind="shared")
+    assert [tuple(p.shape) for p in paired.parameters()] == [(16, 24, 1, 1), (16,)]
+    images = torch.rand(1, 3, 64, 64) * 255
+    mine = student.features(images)
+    found = paired(mine, teacher.features(images))
+    assert all(
+        torch.equal(a, functional.conv2d(b, paired.adapters[0].weight, paired.adapters[0].bias))
+        for (a, _), b in zip(found, mine.levels, strict=False)
+    )
+    with pytest.raises(UserError, match=r"method some: one adapter.*\(16, 16\).*take adapters: separate"):
+        PairedMaps("some", student, teacher, stages="backbone", kind="shared")
+
+
+def test_an_adapter_for_each_map(build, student_settings, teacher_settings):
+    paired = PairedMaps("some", build(student_settings), build(teacher_settings), kind="separate")
+    assert [tuple(adapter.weight.shape) for adapter in paired.adapters] == [(16, 16, 1, 1)] * 3
