@@ -89,7 +89,8 @@ def crossed(tail: nn.Module, student_BCHW: Tensor, teacher_BCHW: Tensor, rectify
 
 def by_anchor(map_BCHW: Tensor, size: int) -> Tensor:
     """(B, anchors * size, H, W) to (B, H * W * anchors, size), the order of `Anchors`."""
-    return map_BCHW.unflatten(1, (-1, size)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+    split = map_BCHW.reshape(len(map_BCHW), -1, size, *map_BCHW.shape[-2:])
+    return split.permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
 class CrossKD(DistillationMethod):
@@ -103,7 +104,7 @@ class CrossKD(DistillationMethod):
         convs: int = Field(default=3, ge=0)
         """Convolutions of each tower that the student's features have passed when they enter the teacher's; ours: a
         student with fewer gives its last."""
-        beta: float = Field(default=1.0, ge=0)
+        beta: float = Field(default=1.0, ge=1)
         """Power of the distance between the probabilities."""
         box_loss: Literal["giou", "iou"] = "giou"
         """1 - GIoU, or -log IoU (published for FCOS)."""
@@ -124,8 +125,8 @@ class CrossKD(DistillationMethod):
         self.own_convs = min(config.convs, own)
         try:
             self.pairs = pair_levels(student.strides, teacher.strides)
-        except ValueError as problem:
-            raise UserError(f"method crosskd: {problem}") from problem
+        except ValueError as nothing:
+            raise UserError(f"method crosskd: {nothing}") from nothing
         mine = (student.tower_channels if self.own_convs else student.channels[0],)
         theirs = (teacher.tower_channels if config.convs else teacher.channels[0],)
         # Towers are shared by all levels, and so is what bridges them.
@@ -168,27 +169,32 @@ class CrossKD(DistillationMethod):
         """Logits (B, a, K) and decoded boxes (B, a, 4) of the teacher's anchors of level `t`, from the student's level `s`."""
         assert isinstance(batch.student, DenseDetector)
         mine, theirs = batch.features.levels[s], batch.teacher_features.levels[t]
-        heads = (
-            (batch.student.head.classification_head, teacher.head.classification_head, self.cls_adapter),
-            (
-                batch.student.head.regression_head,
-                teacher.head.regression_head,
-                self.box_adapter,
-            ),
-        )
-        outputs = teacher.head.classification_head.cls_logits, teacher.head.regression_head.bbox_reg
-        convs, maps = self.config.convs, []
-        # The towers' beginnings are computed once more: predictions hold their last maps only.
-        for (own, guide, adapter), output in zip(heads, outputs, strict=True):
-            held = resized(adapter(own.conv[: self.own_convs](mine)), theirs.shape[-2:])
-            with torch.no_grad():
-                wanted = guide.conv[:convs](theirs)
-            maps.append(crossed(nn.Sequential(*guide.conv[convs:], output), held, wanted, rectify=convs > 0))
-        deltas = by_anchor(maps[1], 4)
+        own, guide = batch.student.head, teacher.head
+        tower, output = guide.classification_head.conv, guide.classification_head.cls_logits
+        logits = self._crossed(own.classification_head.conv, tower, output, self.cls_adapter, mine, theirs)
+        tower, output = guide.regression_head.conv, guide.regression_head.bbox_reg
+        deltas = by_anchor(self._crossed(own.regression_head.conv, tower, output, self.box_adapter, mine, theirs), 4)
         begin = sum(predictions.anchors.per_level[:t])
         anchors = predictions.anchors.boxes_A4[begin : begin + deltas.shape[1]].repeat(len(deltas), 1)
         boxes: Tensor = teacher.coder.decode_single(deltas.flatten(0, 1), anchors)
-        return by_anchor(maps[0], teacher.classes), boxes.view_as(deltas)
+        return by_anchor(logits, teacher.classes), boxes.view_as(deltas)
+
+    def _crossed(
+        self,
+        own: nn.Sequential,
+        tower: nn.Sequential,
+        output: nn.Module,
+        adapter: nn.Module,
+        mine: Tensor,
+        theirs: Tensor,
+    ) -> Tensor:
+        """The teacher's `output` of one branch, from the student's neck map; towers' beginnings are computed once more,
+        since predictions hold their last maps only."""
+        convs = self.config.convs
+        held = resized(adapter(own[: self.own_convs](mine)), theirs.shape[-2:])
+        with torch.no_grad():
+            wanted = tower[:convs](theirs)
+        return crossed(nn.Sequential(*tower[convs:], output), held, wanted, rectify=convs > 0)
 
     def _considered(self, teacher: RetinaNet, predictions: DensePredictions, targets: Targets) -> tuple[Tensor, Tensor]:
         """(B, A): 0 for anchors between background and object, else 1; and how many anchors are objects, at least 1.

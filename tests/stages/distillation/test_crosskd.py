@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import generalized_box_iou
+from torchvision.ops import box_iou, generalized_box_iou
 from torchvision.ops.misc import Conv2dNormActivation
 
 from pipeline.errors import UserError
@@ -37,7 +37,7 @@ def test_classification_equals_the_authors_code(reference, assert_near, name, dt
     if "weight" in numbers:
         loss = (focal.sum(1) * numbers["weight"].to(dtype)).sum() / (settings["avg_factor"] + EPS)
     else:
-        loss = focal.sum(1).mean()
+        loss = focal.mean()
     loss.backward()
     assert_near(loss, numbers["loss"], tolerance)
     assert_near(logits.grad, numbers["grad_pred"], tolerance)
@@ -57,11 +57,9 @@ def test_box_loss_equals_the_authors_code(reference, assert_near, name, kind, dt
     numbers, settings = reference(name)
     boxes = numbers["pred"].to(dtype).requires_grad_()
     error = box_error(boxes, numbers["target"].to(dtype), kind)
-    if "weight" in numbers:
-        loss = (error * numbers["weight"].to(dtype)).sum() / (settings["avg_factor"] + EPS)
-    else:
-        loss = error.mean()
-    loss = settings["loss_weight"] * loss
+    weighted = error * numbers.get("weight", torch.ones(())).to(dtype)
+    count = settings["avg_factor"] + EPS if settings["avg_factor"] else len(boxes)
+    loss = settings["loss_weight"] * weighted.sum() / count
     loss.backward()
     assert_near(loss, numbers["loss"], tolerance)
     assert_near(boxes.grad, numbers["grad_pred"], tolerance)
@@ -75,10 +73,7 @@ def test_change_of_statistics_equals_the_authors_code(reference, assert_near, na
     out = restandardised(mine, numbers["tea_feat"].to(dtype), settings["eps"])
     assert_near(out, numbers["out"], tolerance)
     out.backward(numbers["upstream"].to(dtype))
-    live = (
-        slice(None) if name == "crosskd_align" else [0, 2, 3]
-    )  # ours is 1 / eps in a dead channel, where theirs is too
-    assert_near(mine.grad[:, live], numbers["grad_stu_feat"][:, live], tolerance)
+    assert_near(mine.grad, numbers["grad_stu_feat"], tolerance)
 
 
 RETINA = {"cls_convs": "classification_head.conv", "reg_convs": "regression_head.conv"}
@@ -288,8 +283,6 @@ def test_only_anchors_between_background_and_object_are_left_out(trained):
     weight, positives = method._considered(teacher, predictions, batch.targets)
     assert (weight[1] == 1).all()
     assert positives >= 1
-    from torchvision.ops import box_iou
-
     overlap = box_iou(batch.targets.boxes[0], predictions.anchors.boxes_A4)[0]
     assert (weight[0][overlap >= 0.5] == 1).all()
     assert (weight[0][overlap < 0.4] == 1).all()
@@ -300,9 +293,10 @@ def test_only_anchors_between_background_and_object_are_left_out(trained):
     assert method._considered(teacher, predictions, none)[1] == 1
 
 
-def test_one_small_image_without_objects_is_finite(trained):
-    student, teacher, method, _ = trained
-    student.eval()
+def test_one_small_image_without_objects_is_finite(build, student_settings):
+    settings = {**student_settings, "head_norm": "none", "head_convs": 4}  # group norm refuses one value a channel
+    student, teacher = build(settings).eval(), build(settings).eval().requires_grad_(False)
+    method = CrossKD(CrossKD.Config(), student, teacher)
     targets = Targets([torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)], [(32, 32)])
     batch = batch_of(student, teacher, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), targets)
     assert batch.features.levels[2].shape[-2:] == (1, 1)
@@ -314,7 +308,7 @@ def test_one_small_image_without_objects_is_finite(trained):
 
 def test_pairs_that_do_not_fit_are_refused(build, student_settings, teacher_settings):
     student, two_stage = build(student_settings), build(teacher_settings)
-    with pytest.raises(UserError, match="method crosskd: .*was given RetinaNet and FasterRCNN"):
+    with pytest.raises(UserError, match=r"method crosskd: .*was given RetinaNet and FasterRCNN"):
         CrossKD(CrossKD.Config(), student, two_stage)
     assert CrossKD.misfit(type(two_stage), type(student))
     assert CrossKD.misfit(type(student), type(student)) is None
