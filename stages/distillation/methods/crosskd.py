@@ -53,7 +53,7 @@ def restandardised(student_BCHW: Tensor, teacher_BCHW: Tensor, eps: float = 1e-6
 
 
 def quality_focal(logits: Tensor, wanted_logits: Tensor, beta: float = 1.0) -> Tensor:
-    """Cross entropy to the teacher's probabilities, weighted by the distance to them (arXiv 2006.04388, eq. 5), each
+    """Cross entropy to the teacher's probabilities, weighted by the distance to them (arXiv 2006.04388), each
     element; the gradient passes through the weight too, as in the original."""
     wanted = wanted_logits.detach().sigmoid()
     distance = (wanted - logits.sigmoid()).abs()
