@@ -203,6 +203,14 @@ def test_golden_change_of_statistics(maps):
     assert restandardised(*maps).numpy() == pytest.approx(golden, rel=1e-12)
 
 
+def test_maps_behind_a_relu_are_behind_one_again(maps):
+    mine, theirs = maps[0], maps[1] - 5
+    entering = restandardised(mine, theirs)
+    assert entering.min() < 0
+    assert torch.equal(crossed(nn.Identity(), mine, theirs, rectify=True), entering.clamp(min=0))
+    assert torch.equal(crossed(nn.Identity(), mine, theirs, rectify=False), entering)
+
+
 def test_change_of_statistics_ignores_scale_and_shift_and_survives_dead_channels(maps):
     mine, theirs = maps
     torch.testing.assert_close(restandardised(7 * mine - 3, theirs), restandardised(mine, theirs), rtol=1e-5, atol=1e-5)
@@ -246,6 +254,32 @@ def batch_of(student, teacher, images, targets):
     features = student.features(images)
     predictions = student.predict(features, targets)
     return DistillationBatch(images, targets, student, features, predictions, Clock(5, 100, 10), teacher)
+
+
+def test_golden_losses(trained):
+    """From what the crossed features predict on, in numpy."""
+    _, teacher, method, batch = trained
+    wanted = {"cls": 0.0, "box": 0.0}
+    predictions = batch.teacher_predictions
+    overlap = box_iou(batch.targets.boxes[0], predictions.anchors.boxes_A4)[0]
+    best = overlap == overlap.max()
+    counted = torch.ones(2, len(overlap))
+    counted[0] = ((overlap < 0.4) | (overlap >= 0.5) | best).float()
+    positives = ((overlap >= 0.5) | best).sum().item()
+    begin = 0
+    for level, count in enumerate(predictions.anchors.per_level):
+        part = slice(begin, begin + count)
+        with torch.no_grad():
+            logits, boxes = method._reused(batch, teacher, predictions, level, level)
+        p, q = (1 / (1 + np.exp(-x.double().numpy())) for x in (logits, predictions.logits_BAK[:, part]))
+        focal = np.abs(p - q) * -(q * np.log(p) + (1 - q) * np.log(1 - p))
+        wanted["cls"] += (focal.sum(2) * counted[:, part].numpy()).sum() / positives
+        theirs = predictions.boxes_BA4[:, part]
+        giou = torch.stack([generalized_box_iou(a, b).diag() for a, b in zip(boxes, theirs, strict=True)]).numpy()
+        wanted["box"] += ((1 - giou) * q.max(2) * counted[:, part].numpy()).sum() / positives
+        begin += count
+    found = {name: loss.item() for name, loss in method(batch).items()}
+    assert found == pytest.approx(wanted, rel=1e-4)
 
 
 def test_gradient_reaches_towers_neck_and_adapters_but_not_the_students_outputs(trained):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.distillation.methods.fgd import FGD, FocalGlobal, attention, masks
+from stages.distillation.methods.fgd import FGD, Context, FocalGlobal, attention, masks
 
 PRECISIONS = [(torch.float64, 1e-9), (torch.float32, 1e-5)]
 FILES = [
@@ -141,6 +141,38 @@ def test_golden_numbers(on_maps, maps):
     wanted = by_numpy(mine, theirs)
     found = {name: term.item() for name, term in method(batch).items()}
     assert found == pytest.approx({name: weights[name] * term for name, term in wanted.items()}, rel=1e-9)
+
+
+def test_golden_context(maps):
+    """The map plus two linear layers, normalised between, of its mean weighted by where the mask is large."""
+    torch.manual_seed(0)
+    block = Context(4).double()
+    assert torch.equal(block(maps[0]), maps[0])  # as published, it begins by adding nothing
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter)
+    x = maps[0].numpy().reshape(2, 4, -1)
+    mask, mask_bias, first, first_bias, scale, shift, last, last_bias = (
+        p.detach().numpy().squeeze() for p in block.parameters()
+    )
+    weight = np.exp(np.einsum("c,bcp->bp", mask, x) + mask_bias)
+    pooled = np.einsum("bcp,bp->bc", x, weight / weight.sum(1, keepdims=True))
+    hidden = pooled @ first.T + first_bias
+    hidden = (hidden - hidden.mean(1, keepdims=True)) / np.sqrt(hidden.var(1, keepdims=True) + 1e-5) * scale + shift
+    wanted = x + (np.maximum(hidden, 0) @ last.T + last_bias)[:, :, None]
+    assert block(maps[0]).detach().numpy().reshape(2, 4, -1) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_both_sides_have_a_context_of_their_own(maps):
+    loss = FocalGlobal(4, 0.5).double()
+    plain = loss(*maps, BOXES, [(24, 40)] * 2).relation
+    for context in (loss.context_student, loss.context_teacher):
+        with torch.no_grad():
+            context.add[-1].bias.fill_(1)
+    torch.testing.assert_close(loss(*maps, BOXES, [(24, 40)] * 2).relation, plain)  # the same on both sides
+    with torch.no_grad():
+        loss.context_teacher.add[-1].bias.zero_()
+    shifted = (maps[0] + 1 - maps[1]).square().sum() / 2
+    torch.testing.assert_close(loss(*maps, BOXES, [(24, 40)] * 2).relation, shifted)
 
 
 def test_attention_sums_to_the_number_of_what_it_weighs(maps):
