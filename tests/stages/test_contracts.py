@@ -25,7 +25,16 @@ SETTINGS = {
     "faster_rcnn": TEACHER,
     "cascade_rcnn": CASCADE,
 }  # a tiny form of each detector
-METHODS = {"head": {"rois": 8, "proposals": 16, "warmup": 0}, "pkd": {"weight": 1.0}}  # settings that fit the tiny pair
+METHODS = {  # settings that fit the tiny pair
+    "crosskd": {"convs": 1},
+    "cwd": {"weight": 1.0},
+    "fgd": {"foreground": 0.1, "background": 0.1, "attention": 0.1, "relation": 0.01},
+    "fitnet": {},
+    "head": {"rois": 8, "proposals": 16, "warmup": 0},
+    "mgd": {"weight": 0.01},
+    "pkd": {"weight": 1.0},
+}
+TEACHERS = {"crosskd": {**STUDENT, "extra_levels": 0, "neck_channels": 16, "head_convs": 2}}  # where it is not TEACHER
 SIZE = (96, 128)
 
 
@@ -155,9 +164,9 @@ def test_geometry_is_in_full_precision_under_autocast(name, build):
 
 
 @pytest.fixture
-def pair(build):
-    """A student and a teacher of other strides and, to make adapters, of other channels."""
-    return build({**STUDENT, "neck_channels": 24}), build(TEACHER)
+def pair(build, name):
+    """A student and a teacher that the method fits, of other strides and, to make adapters, of other channels."""
+    return build({**STUDENT, "neck_channels": 24}), build(TEACHERS.get(name, TEACHER))
 
 
 def make_method(name, student, teacher, **settings):
@@ -201,6 +210,18 @@ def test_method_keeps_no_detector(name, pair):
     own = {id(tensor) for tensor in method.parameters()}
     assert not own & {id(tensor) for tensor in student.parameters()}
     assert not own & {id(tensor) for tensor in teacher.parameters()}
+
+
+@pytest.mark.parametrize("name", methods())
+def test_one_image_without_objects_has_finite_losses_and_gradients(name, pair):
+    student, teacher = pair
+    task = DistillationTask(student, teacher, {name: make_method(name, student, teacher)}).train()
+    images = torch.full((1, 3, *SIZE), 114, dtype=torch.uint8)
+    nothing = Targets([torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)], [SIZE])
+    losses = task(images, nothing, Clock(100, 1000, 10))
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in task.parameters())
 
 
 @pytest.mark.parametrize("name", methods())

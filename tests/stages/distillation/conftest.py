@@ -1,11 +1,14 @@
-"""Numbers computed by the methods' own authors' code, where they are at hand."""
+"""Numbers computed by the methods' own authors' code, where they are at hand, and methods on maps without detectors."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+
+from stages.detection.detector import Features, Targets
 
 REFERENCE = Path(__file__).resolve().parents[4] / "shared" / "data" / "reference"
 
@@ -28,3 +31,35 @@ def reference():
         return numbers, settings
 
     return load
+
+
+@pytest.fixture
+def on_maps():
+    """A function from a method's class, its settings and both sides' necks (lists of BCHW) to (method, batch): all that
+    a method needs which reads nothing else. The maps lie on a canvas of `size`."""
+
+    def make(kind, settings, mine, theirs, boxes=None, size=(64, 64)):
+        shapes = [
+            SimpleNamespace(strides=tuple(2**k for k in range(len(maps))), channels=[m.shape[1] for m in maps])
+            for maps in (mine, theirs)
+        ]
+        method = kind(kind.Config(**settings), *shapes).to(mine[0].dtype)
+        boxes = boxes or [torch.zeros(0, 4)] * len(mine[0])
+        targets = Targets(boxes, [torch.zeros(len(b), dtype=torch.int64) for b in boxes], [size] * len(boxes))
+        features = [Features((), tuple(maps), size) for maps in (mine, theirs)]
+        return method, SimpleNamespace(features=features[0], teacher_features=features[1], targets=targets)
+
+    return make
+
+
+@pytest.fixture
+def assert_near():
+    """A function that compares by the largest difference over the largest value (`scale` where that is larger: the
+    gradient of what does not matter is rounding), in the precision of what was found."""
+
+    def check(found, wanted, tolerance=1e-9, scale=0.0):
+        wanted = wanted.to(found.dtype)
+        largest = max(wanted.abs().max().item(), scale)
+        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance * largest)
+
+    return check
