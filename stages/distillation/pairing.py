@@ -1,6 +1,6 @@
 """Which map of the student learns from which map of the teacher, and how two maps of a pair get equal channels and sizes.
 
-    student's maps --1x1 convolution where channels differ--> --bilinear where sizes differ--> beside the teacher's
+student's maps --1x1 convolution where channels differ--> --bilinear where sizes differ--> beside the teacher's
 """
 
 from __future__ import annotations

@@ -19,7 +19,12 @@ from stages.training.clock import Clock
 from .conftest import STUDENT, TEACHER
 
 SETTINGS = {"retinanet": STUDENT, "faster_rcnn": TEACHER}  # a tiny form of each detector
-METHODS = {"head": {"rois": 8, "proposals": 16, "warmup": 0}, "pkd": {"weight": 1.0}}  # settings that fit the tiny pair
+METHODS = {  # settings that fit the tiny pair
+    "hands_on": {"warmup": 0},
+    "head": {"rois": 8, "proposals": 16, "warmup": 0},
+    "pkd": {"weight": 1.0},
+    "task_adaptive": {"classification": 0, "regression": 0},
+}
 SIZE = (96, 128)
 
 
