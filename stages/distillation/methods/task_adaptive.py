@@ -156,7 +156,8 @@ def judged_rois(
     """Two second stages on the same RoIs; column 0 is the background."""
     label_M = rois.labels_M + 1
     on = torch.where(label_M > 0)[0]
-    mine, theirs = student.deltas[on, label_M[on]], teacher.deltas[on, label_M[on]]
+    # A head may have one box for all classes.
+    mine, theirs = (d[on, label_M[on] if d.shape[1] > 1 else 0] for d in (student.deltas, teacher.deltas))
     start, image = rois.boxes_M4[on], rois.image_M[on]
     with torch.no_grad():
         boxes, their_boxes = (clipped(coder.decode_single(d, start).view(-1, 4), image, sizes) for d in (mine, theirs))
@@ -256,8 +257,8 @@ class TaskAdaptive(DistillationMethod):
         if (config.classification or config.regression) and not comparable(student, teacher):
             raise UserError(
                 f"method task_adaptive: the heads cannot be compared, the student is {described(student)}, the teacher "
-                f"{described(teacher)}; take two detectors of one kind (dense ones with one grid of anchors), or set "
-                "classification: 0 and regression: 0 for features only"
+                f"{described(teacher)}; take two with one RoI head each, or two dense ones of one kind with "
+                "one grid of anchors, or set classification: 0 and regression: 0 for features only"
             )
         self.strides = student.strides
         try:
@@ -319,16 +320,27 @@ class TaskAdaptive(DistillationMethod):
 
 
 def comparable(student: Detector, teacher: Detector) -> bool:
-    """Whether both heads speak of the same places in the same terms."""
+    """Whether both heads speak of the same places in the same terms: one RoI head each (no cascade) with deltas of one
+    scale, or dense heads of one kind on one grid."""
     if isinstance(student, RoIDetector) and isinstance(teacher, RoIDetector):
-        return type(student.roi_heads) is RoIHead and type(teacher.roi_heads) is RoIHead
+        single = len(roi_heads(student)) == len(roi_heads(teacher)) == 1
+        return single and student.roi_heads.coder.weights == teacher.roi_heads.coder.weights
     if isinstance(student, DenseDetector) and isinstance(teacher, DenseDetector):
         grids = [(type(each), each.strides, each.per_cell) for each in (student, teacher)]
         return grids[0] == grids[1]
     return False
 
 
+def roi_heads(detector: Detector) -> list[RoIHead]:
+    """All RoI heads of a detector."""
+    return [module for module in detector.modules() if isinstance(module, RoIHead)]
+
+
 def described(detector: Detector) -> str:
-    """Kind, strides, and anchors a cell, for a message."""
-    cells = f", {detector.per_cell} anchors a cell" if isinstance(detector, DenseDetector) else ""
-    return f"{type(detector).__name__} with strides {list(detector.strides)}{cells}"
+    """Kind, strides, anchors a cell or RoI heads, for a message."""
+    if isinstance(detector, DenseDetector):
+        head = f"{detector.per_cell} anchors a cell"
+    else:
+        weights = [head.coder.weights for head in roi_heads(detector)]
+        head = f"RoI heads with deltas times {weights}"
+    return f"{type(detector).__name__} with strides {list(detector.strides)}, {head}"

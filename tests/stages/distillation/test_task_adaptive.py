@@ -310,6 +310,17 @@ def test_two_second_stages_share_their_rois(two_stage, share):
     assert all(p.grad is None for p in teacher.parameters())
 
 
+def test_one_box_for_all_classes_is_read_where_a_head_gives_no_more(places):
+    start, truth = places
+    wanted = CODER.encode_single(truth, start)
+    rois = RoIs(start, *[torch.zeros(3).long()] * 3, truth)
+    logits, given = torch.zeros(3, 2).double(), torch.zeros(3, 2, 4).double()
+    rows = judged_rois(
+        RoIActivations((), logits, given), RoIActivations((), logits, wanted[:, None]), rois, CODER, [(500, 500)]
+    )
+    torch.testing.assert_close(rows.teacher_boxes_P4, truth)
+
+
 def test_labels_travel_with_their_own_rois():
     sets = [
         RoIs(
@@ -416,13 +427,17 @@ def test_the_feature_loss_is_the_sum_over_levels_of_equal_stride(build, student_
 def test_pairs_whose_heads_do_not_compare_are_refused_by_name(build, student_settings, teacher_settings):
     student, teacher = build(student_settings), build(teacher_settings)
     with pytest.raises(
-        UserError, match=r"RetinaNet with strides \[8.*FasterRCNN with strides \[4, 8, 16, 32\]; take two"
+        UserError, match=r"RetinaNet with strides \[8.*FasterRCNN with strides \[4, 8, 16, 32\], RoI heads"
     ):
         make(student, teacher)
     other = build({**student_settings, "aspect_ratios": [0.5, 2.0]})
     with pytest.raises(UserError, match=r"3 anchors a cell, the teacher .* 6 anchors a cell"):
         make(student, other)
     make(student, other, classification=0, regression=0)
+    cascade = build(teacher_settings)
+    cascade.second = build(teacher_settings).roi_heads
+    with pytest.raises(UserError, match="heads cannot be compared"):
+        make(build(teacher_settings), cascade)
     student.strides = (3, 5)
     with pytest.raises(UserError, match=r"task_adaptive: .*\[3, 5\]"):
         make(student, teacher, classification=0, regression=0)
