@@ -4,8 +4,8 @@ Of the publication (arXiv 2103.14337) only the abstract was at hand. It names fo
 correspondence between them, a hands-on imitation loss, re-weighted optimisation at micro and macro level. Every equation,
 weight and setting below is our reading of it, and no published number is claimed for it.
 
-    student's C2-C5, P3-P7 --1x1 where channels differ, bilinear where sizes differ--> a
-    teacher's map of the nearest stride -------------------------------------------> t
+    student's C2-C5, P3-P7 --1x1 convolution, bilinear where sizes differ--> a
+    teacher's map of the nearest stride ---------------------------------> t
     e_p = (1 - cos(a, t)) + magnitude * ((|a| - |t|) / mean |t|)^2     at each position p, vectors over channels
     L_k = mean_p w_p e_p                                               w: micro weights, mean 1 over a map
     L   = weight * 1/K * sum_k W_k L_k                                 W: macro weights, mean 1 over the K maps
@@ -114,6 +114,9 @@ class HandsOn(DistillationMethod):
         floor: float = Field(default=0.01, ge=0)
         """Ours: vectors shorter than this share of the teacher's mean length are not stretched to unit length, which bounds
         their gradient."""
+        adapters: Literal["separate", "needed"] = "separate"
+        """Ours: a 1x1 convolution on every map of the student, for two networks that learnt apart share neither basis nor
+        scale; or only where channels differ."""
         finest_stride: int = Field(default=4, ge=1)
         """Ours: the student's maps of a finer stride are left out; 8 leaves out C2, the largest."""
 
@@ -135,8 +138,9 @@ class HandsOn(DistillationMethod):
                 f"{[stride for stride, learning in zip(strides, learns, strict=True) if learning]}, its neck "
                 f"{list(student.strides)}, finest_stride is {config.finest_stride}; lower finest_stride"
             )
-        self.adapters = adapters(self.backbone, channels, their_channels)
-        self.adapters.extend(adapters(self.neck, student.channels, teacher.channels))
+        always = config.adapters == "separate"
+        self.adapters = adapters(self.backbone, channels, their_channels, always)
+        self.adapters.extend(adapters(self.neck, student.channels, teacher.channels, always))
         # A buffer: the weights of the next step depend on it, so a run that goes on must find it again.
         self.register_buffer("average_K", torch.zeros(len(self.adapters)))
 

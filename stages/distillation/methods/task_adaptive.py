@@ -241,6 +241,8 @@ class TaskAdaptive(DistillationMethod):
         """Ours: where smooth L1 turns from square to linear, in deltas as the heads give them."""
         variance: float = Field(default=2.0, gt=0)
         """Ours: width of the mask; 2 leaves 0.61 in the middle of a box's edge."""
+        adapters: Literal["separate", "needed"] = "separate"
+        """Ours: a 1x1 convolution on every level of the student, or only where channels differ."""
         levels: Literal["all", "own"] = "all"
         """Ours: a box marks all levels, or the one that RoIs of its size are read from."""
 
@@ -265,7 +267,7 @@ class TaskAdaptive(DistillationMethod):
             self.pairs = pair_levels(student.strides, teacher.strides) if config.feature else []
         except ValueError as problem:
             raise UserError(f"method task_adaptive: {problem}") from problem
-        self.adapters = adapters(self.pairs, student.channels, teacher.channels)
+        self.adapters = adapters(self.pairs, student.channels, teacher.channels, config.adapters == "separate")
 
     def forward(self, batch: DistillationBatch) -> Mapping[str, Tensor]:
         config, terms = self.config, {}

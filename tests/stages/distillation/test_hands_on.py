@@ -180,7 +180,8 @@ def batch_of(student, teacher, iteration=5):
 def test_all_stages_of_backbone_and_neck_learn(pair):
     """Strides 4-32 of both backbones; a neck of 8-64 beside one of 4-32, at whose strides 64 finds 32 the nearest."""
     student, teacher = pair
-    method = make(student, teacher)
+    assert all(isinstance(f, torch.nn.Conv2d) for f in make(student, teacher).adapters)
+    method = make(student, teacher, adapters="needed")
     assert method.backbone == [(0, 0), (1, 1), (2, 2), (3, 3)]
     assert method.neck == [(0, 1), (1, 2), (2, 3), (3, 3)]
     shapes = [tuple(f.weight.shape[:2]) if isinstance(f, torch.nn.Conv2d) else None for f in method.adapters]
@@ -220,7 +221,7 @@ def test_equal_weighting_is_plain_imitation_of_all_stages(pair):
 
 def test_on_its_own_features_with_identity_adapters_the_loss_is_zero(build, teacher_settings):
     student, teacher = build(teacher_settings).eval(), build(teacher_settings).eval()
-    method = make(student, teacher)
+    method = make(student, teacher, adapters="needed")
     assert all(isinstance(f, torch.nn.Identity) for f in method.adapters)
     assert [loss.item() for loss in method(batch_of(student, teacher)).values()] == [0, 0]
 

@@ -165,6 +165,13 @@ def test_the_gradient_is_that_of_the_equation_without_mean_and_without_radial_pa
     np.testing.assert_allclose(gradients[1.0].transpose(0, 1).flatten(1).numpy(), wanted, rtol=1e-4, atol=1e-8)
 
 
+def test_a_large_offset_is_stable_in_single_precision(pair):
+    student, teacher = pair
+    assert pkd_loss((student + 1e4).float(), teacher.float()).item() == pytest.approx(
+        pkd_loss(student, teacher).item(), abs=2e-4
+    )
+
+
 def dead(student):
     """The same with one channel that hardly varies."""
     result = student.clone()

@@ -206,6 +206,8 @@ def test_a_perfect_teacher_teaches_every_box(places):
     wanted = np.where(np.abs(d) < 1, d**2 / 2, np.abs(d) - 0.5).sum(1).mean()
     assert box_transfer(rows, "improves_proposal", 1.0).item() == pytest.approx(wanted, rel=1e-9)
     assert box_transfer(rows, "beats_student", 1.0).item() == pytest.approx(wanted, rel=1e-9)
+    again = judged(start.flip(0), truth.flip(0), perfect.flip(0))
+    assert box_transfer(again, "improves_proposal", 1.0).item() == pytest.approx(wanted, rel=1e-9)
 
 
 def test_only_the_boxes_that_the_teacher_improves_are_taught(places):
@@ -344,7 +346,8 @@ def test_what_the_student_said_is_read_and_not_computed_again(two_stage):
 def test_a_student_like_its_teacher_has_no_feature_or_box_loss(build, teacher_settings):
     """Class losses are not asked for: RoIAlign with and without gradient differ in the last bit, which a strict > sees."""
     student, teacher = build(teacher_settings).eval(), build(teacher_settings).eval().requires_grad_(False)
-    losses = make(student, teacher, box_gate="beats_student")(batch_of(student, teacher))
+    method = make(student, teacher, box_gate="beats_student", adapters="needed")
+    losses = method(batch_of(student, teacher))
     assert losses["feature"].item() == 0
     assert losses["box"].item() < 1e-9
 
@@ -406,7 +409,8 @@ def test_a_box_marks_all_levels_or_its_own(dense):
 def test_the_feature_loss_is_the_sum_over_levels_of_equal_stride(build, student_settings, teacher_settings):
     """Strides 8 to 64 and 4 to 32 share 8, 16 and 32."""
     student, teacher = build(student_settings).train(), build(teacher_settings).eval().requires_grad_(False)
-    method = make(student, teacher, classification=0, regression=0, feature=2)
+    assert all(isinstance(f, torch.nn.Conv2d) for f in make(student, teacher, classification=0, regression=0).adapters)
+    method = make(student, teacher, classification=0, regression=0, feature=2, adapters="needed")
     assert method.pairs == [(0, 1), (1, 2), (2, 3)]
     batch = batch_of(student, teacher)
     wanted = 0.0
