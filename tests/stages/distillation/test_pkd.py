@@ -261,6 +261,15 @@ def make(build, student, teacher, **settings):
     return choice.cls(choice.config, build(student), build(teacher))
 
 
+def test_the_default_floor_lies_far_below_the_channels_of_a_new_neck(build, student_settings, teacher_settings):
+    images = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    floor = make(build, student_settings, teacher_settings).config.floor
+    for settings in (student_settings, teacher_settings):
+        with torch.no_grad():
+            levels = build(settings).train().features(images).levels
+        assert min(level.transpose(0, 1).flatten(1).std(1).min() for level in levels) > 30 * floor > 0
+
+
 def test_pairs_by_index_as_published_or_by_stride(build, student_settings, teacher_settings):
     """The student has strides 8 to 64, the teacher 4 to 32."""
     assert make(build, student_settings, teacher_settings).pairs == [(0, 0), (1, 1), (2, 2), (3, 3)]
