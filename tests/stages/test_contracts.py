@@ -30,9 +30,11 @@ METHODS = {  # settings that fit the tiny pair
     "cwd": {"weight": 1.0},
     "fgd": {"foreground": 0.1, "background": 0.1, "attention": 0.1, "relation": 0.01},
     "fitnet": {},
+    "hands_on": {"warmup": 0},
     "head": {"rois": 8, "proposals": 16, "warmup": 0},
     "mgd": {"weight": 0.01},
     "pkd": {"weight": 1.0},
+    "task_adaptive": {"classification": 0, "regression": 0},
 }
 TEACHERS = {"crosskd": {**STUDENT, "extra_levels": 0, "neck_channels": 16, "head_convs": 2}}  # where it is not TEACHER
 SIZE = (96, 128)
