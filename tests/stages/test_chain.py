@@ -221,7 +221,8 @@ def test_a_pair_that_head_cannot_bridge_is_known_before_any_training(student_set
     config = distill.Config(student=teacher_settings, methods=METHODS, **TRAINING)
     (problem,) = distill.check(config, {"teacher": [Node]})
     assert (
-        "methods.head: it pairs a dense student with a two-stage teacher, was given FasterRCNN and RetinaNet" in problem
+        "methods.head: it pairs a dense student with a teacher of another kind, or two two-stage detectors, "
+        "was given FasterRCNN and RetinaNet" in problem
     )
 
 

@@ -25,7 +25,18 @@ SETTINGS = {
     "faster_rcnn": TEACHER,
     "cascade_rcnn": CASCADE,
 }  # a tiny form of each detector
-METHODS = {"head": {"rois": 8, "proposals": 16, "warmup": 0}, "pkd": {"weight": 1.0}}  # settings that fit the tiny pair
+METHODS = {  # settings that fit the tiny pair
+    "head": {"rois": 8, "proposals": 16, "warmup": 0},
+    "pkd": {"weight": 1.0},
+    "tf_head": {
+        "rois": 8,
+        "proposals": 16,
+        "warmup": 0,
+        "assistants": {
+            "rcnn": {"assistant": {"name": "rcnn", "head": {"hidden": 32, "sampling_ratio": 1}}, "ckd": 1.3},
+        },
+    },
+}
 SIZE = (96, 128)
 
 
