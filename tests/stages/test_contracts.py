@@ -32,6 +32,7 @@ METHODS = {  # settings that fit the tiny pair
         "rois": 8,
         "proposals": 16,
         "warmup": 0,
+        "normalise": True,  # what is imitated grows while the assistant learns, and the raw error with it
         "assistants": {
             "rcnn": {"assistant": {"name": "rcnn", "head": {"hidden": 32, "sampling_ratio": 1}}, "ckd": 1.3},
         },
