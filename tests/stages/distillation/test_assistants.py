@@ -1,0 +1,90 @@
+"""Assistants beside the R-CNN one: the cascade looks where its own stages look, the points of FCOS are its own."""
+
+import pytest
+import torch
+
+from pipeline.config import Choice
+from pipeline.errors import UserError
+from stages.distillation.method import DistillationMethod
+from stages.distillation.task import DistillationTask
+from stages.training.clock import Clock
+
+CASCADE = {"name": "head", "assistant": "cascade", "akd": 1, "ckd": 0, "rois": 8, "proposals": 16, "warmup": 0}
+
+
+def head(student, teacher, **settings):
+    choice = Choice.parse(DistillationMethod, {**CASCADE, **settings})
+    return choice.cls(choice.config, student, teacher)
+
+
+@pytest.fixture
+def cascaded(build, teacher_settings, seen):
+    """A Faster R-CNN student, a cascade teacher, the method and one batch."""
+    student = build(teacher_settings).train()
+    teacher = build({**teacher_settings, "name": "cascade_rcnn", "neck_channels": 24}).eval().requires_grad_(False)
+    return student, teacher, head(student, teacher), seen(student, teacher)
+
+
+def test_a_cascade_helps_a_two_stage_student(cascaded):
+    student, teacher, method, batch = cascaded
+    losses = method(batch)
+    own = {f"assist_{term}_{stage}" for term in ("cls", "box") for stage in (1, 2, 3)}
+    assert {*losses} == own | {"akd"}
+    losses["akd"].backward()
+    assert all(any(p.grad is not None for p in stage.parameters()) for stage in method.assistant.heads)
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.backbone.parameters())
+    assert all(p.grad is None for p in [*student.roi_heads.parameters(), *student.rpn.parameters()])
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_akd_is_the_sum_over_two_layers_of_three_stages_on_the_assistants_rois(cascaded):
+    """Written out; the second and third stage look at other RoIs than the first."""
+    _, teacher, method, batch = cascaded
+    torch.manual_seed(3)
+    assistance = method.assistant(batch, method.config)
+    first, *later = (rois.boxes_M4 for rois in assistance.rois)
+    assert all(boxes.shape != first.shape or not torch.equal(boxes, first) for boxes in later)
+    total = torch.zeros(())
+    for number, rois in enumerate(assistance.rois):
+        theirs = teacher.stages[number](batch.teacher_features.levels, rois).hidden
+        mine = [assistance.hidden[2 * number + k][0] for k in (0, 1)]
+        adapters = [method.akd_adapters[2 * number + k] for k in (0, 1)]
+        total += sum((a(m) - t).square().mean() for a, m, t in zip(adapters, mine, theirs, strict=True))
+    torch.manual_seed(3)
+    torch.testing.assert_close(method(batch)["akd"], total)
+
+
+def test_a_cascade_begins_with_the_teachers_weights_or_without(cascaded):
+    student, teacher, method, _ = cascaded
+    for mine, theirs in zip(method.assistant.heads, teacher.stages, strict=True):
+        assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in mine.state_dict().items())
+    other = head(student, teacher, assistant={"name": "cascade", "transfer": False}).assistant.heads[2]
+    assert not torch.equal(other.box_head.fc6.weight, teacher.stages[2].box_head.fc6.weight)
+
+
+def test_a_cascade_and_a_dense_student_with_ckd(cascaded, build, student_settings, seen):
+    """Ours: sources outlive the refinement, so the tower can be read where the last stage's RoIs came from."""
+    _, teacher, _, _ = cascaded
+    student = build(student_settings).train()
+    method = head(student, teacher, ckd=1)
+    losses = method(seen(student, teacher))
+    losses["ckd"].backward()
+    assert any(p.grad.abs().sum() > 0 for p in student.head.classification_head.conv.parameters())
+    assert all(p.grad is None for p in method.assistant.parameters())
+
+
+def test_a_cascade_without_a_cascade_is_refused(build, student_settings, teacher_settings):
+    with pytest.raises(UserError, match="needs a cascade_rcnn teacher, was given FasterRCNN"):
+        head(build(student_settings), build(teacher_settings))
+
+
+def test_the_whole_training_step_is_finite_without_objects(cascaded):
+    from stages.detection.detector import Targets
+
+    student, teacher, method, batch = cascaded
+    task = DistillationTask(student, teacher, {"head": method}).train()
+    empty = Targets([torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2, [(64, 64)] * 2)
+    losses = task(batch.images_BCHW, empty, Clock(5, 100, 10))
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in task.parameters())
