@@ -37,13 +37,14 @@ class Assisted(BaseConfig):
     ckd: float = Field(default=1.0, ge=0)
     """Weight of the imitation of its last hidden layer by the student's class tower; 0 leaves its own losses only."""
     ckd_adapter: Literal["shared", "per_anchor"] = "shared"
-    """One linear layer for all anchors of a cell, or, where it looks at RoIs, one for each."""
+    """One linear layer for all anchors of a cell; or one for each, for an assistant that looks at RoIs."""
 
 
 def published() -> dict[str, Assisted]:
-    """The R-CNN assistant as published."""
+    """The two assistants of a RetinaNet, as published."""
     rcnn: Choice[Assistant] = Choice.parse(Assistant, "rcnn")
-    return {"rcnn": Assisted(assistant=rcnn, ckd=1.3, ckd_adapter="per_anchor")}
+    fcos: Choice[Assistant] = Choice.parse(Assistant, {"name": "fcos", "weight": 0.5})
+    return {"rcnn": Assisted(assistant=rcnn, ckd=1.3, ckd_adapter="per_anchor"), "fcos": Assisted(assistant=fcos)}
 
 
 class TFHEAD(DistillationMethod):

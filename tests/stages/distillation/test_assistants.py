@@ -5,6 +5,7 @@ import torch
 
 from pipeline.config import Choice
 from pipeline.errors import UserError
+from stages.detection.detector import Targets
 from stages.distillation.method import DistillationMethod
 from stages.distillation.task import DistillationTask
 from stages.training.clock import Clock
@@ -79,8 +80,6 @@ def test_a_cascade_without_a_cascade_is_refused(build, student_settings, teacher
 
 
 def test_the_whole_training_step_is_finite_without_objects(cascaded):
-    from stages.detection.detector import Targets
-
     student, teacher, method, batch = cascaded
     task = DistillationTask(student, teacher, {"head": method}).train()
     empty = Targets([torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2, [(64, 64)] * 2)
@@ -88,3 +87,96 @@ def test_the_whole_training_step_is_finite_without_objects(cascaded):
     torch.stack(list(losses.values())).sum().backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert all(p.grad is None or p.grad.isfinite().all() for p in task.parameters())
+
+
+FCOS = {"name": "fcos", "convs": 1, "reach": 2}
+
+
+def tf_head(student, **settings):
+    """TF-HEAD with the FCOS assistant alone."""
+    one = {"assistant": {**FCOS, **settings}}
+    choice = Choice.parse(DistillationMethod, {"name": "tf_head", "warmup": 0, "assistants": {"fcos": one}})
+    return choice.cls(choice.config, student, None)
+
+
+@pytest.fixture
+def pointed(build, student_settings, seen):
+    """A RetinaNet student, TF-HEAD with an FCOS assistant, and one batch."""
+    student = build(student_settings).train()
+    return student, tf_head(student), seen(student)
+
+
+def test_points_learn_as_the_detectors_do(pointed, build, points_settings):
+    """The same head on the same levels: the losses of the detector, times the weight."""
+    student, _, batch = pointed
+    method, detector = tf_head(student, weight=0.5), build({**points_settings, "head_norm": "group"})
+    method.assistants["fcos"].head.load_state_dict(detector.head.state_dict())
+    wanted = detector.loss(detector.predict(batch.features), batch.targets)
+    losses = method(batch)
+    assert {*losses} == {"fcos_cls", "fcos_box", "fcos_centerness", "fcos_ckd"}
+    for name, loss in wanted.items():
+        torch.testing.assert_close(losses[f"fcos_{name}"], 0.5 * loss)
+
+
+def test_ckd_with_points_is_summed_over_levels_and_stays_off_the_assistant(pointed):
+    """Written out, with one convolution for all levels."""
+    student, method, batch = pointed
+    assistant, adapter = method.assistants["fcos"], method.ckd_adapters["fcos"]
+    total = torch.zeros(())
+    for tower, level in zip(batch.predictions.class_tower, batch.features.levels, strict=True):
+        wanted = assistant.head.classification_head.conv(level).detach()
+        weight = adapter.weight[:, :, 0, 0]
+        given = torch.einsum("oc,bchw->bohw", weight, tower) + adapter.bias[:, None, None]
+        total = total + (given - wanted).square().mean()
+    found = method(batch)["fcos_ckd"]
+    torch.testing.assert_close(found, total)
+    found.backward()
+    assert all(p.grad is None for p in assistant.parameters())
+    assert any(p.grad.abs().sum() > 0 for p in student.head.classification_head.conv.parameters())
+    assert all(p.grad is None for p in student.head.regression_head.parameters())
+
+
+def test_own_losses_of_points_reach_the_backbone_and_not_the_students_head(pointed):
+    student, method, batch = pointed
+    losses = method(batch)
+    (losses["fcos_cls"] + losses["fcos_box"] + losses["fcos_centerness"]).backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.backbone.parameters())
+    assert all(p.grad is None for p in student.head.parameters())
+    assert all(p.grad is not None for p in method.assistants.parameters())
+
+
+def test_an_fcos_teacher_helps_a_retinanet(build, student_settings, points_settings, seen):
+    """With the teacher's own features and identity adapters the imitation is nothing; else it reaches neck and assistant."""
+    student = build({**student_settings, "neck_channels": 24}).train()
+    teacher = build(points_settings).eval().requires_grad_(False)
+    method = head(student, teacher, assistant="fcos", ckd=1)
+    batch = seen(student, teacher)
+    losses = method(batch)
+    losses["akd"].backward(retain_graph=True)
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.backbone.parameters())
+    assert all(p.grad is None for p in student.head.parameters())
+    losses["ckd"].backward()
+    assert any(p.grad.abs().sum() > 0 for p in student.head.classification_head.conv.parameters())
+    for adapter in (*method.akd_adapters, *method.assistant.adapters):
+        torch.nn.init.zeros_(adapter.bias)
+    for adapter in method.akd_adapters:
+        adapter.weight.data = torch.eye(16)[:, :, None, None]
+    method.assistant.adapters = torch.nn.ModuleList(torch.nn.Identity() for _ in student.strides)
+    batch.features = batch.teacher_features
+    assert method(batch)["akd"].item() == 0
+
+
+def test_levels_that_do_not_agree_are_refused_with_the_strides_of_both(build, student_settings, points_settings):
+    student, teacher = build(student_settings), build({**points_settings, "extra_levels": 2})
+    with pytest.raises(
+        UserError, match=r"RetinaNet has the strides \(8, 16, 32, 64\), its teacher \(8, 16, 32, 64, 128\)"
+    ):
+        head(student, teacher, assistant="fcos")
+
+
+def test_points_of_another_kind_of_teacher_are_refused(build, student_settings, teacher_settings):
+    with pytest.raises(UserError, match="needs an fcos teacher or none, was given FasterRCNN"):
+        head(build(student_settings), build(teacher_settings), assistant="fcos")
+    points = {**student_settings, "name": "retinanet"}
+    with pytest.raises(UserError, match="for detectors of one kind take pkd"):
+        head(build(points), build(points), assistant="fcos")

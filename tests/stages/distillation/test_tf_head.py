@@ -8,7 +8,7 @@ from pipeline.config import BaseConfig, Choice
 from pipeline.errors import UserError
 from stages import distill, train
 from stages.detection.detector import Anchors, DensePredictions, RoIs, Targets
-from stages.distillation.assistant import Assistance, Assistant, MapAssistant, RoIAssistant
+from stages.distillation.assistant import Assistance, MapAssistant, RoIAssistant
 from stages.distillation.method import DistillationBatch, DistillationMethod
 from stages.distillation.methods.tf_head import TFHEAD, Assisted
 from stages.distillation.task import DistillationTask
@@ -293,6 +293,7 @@ def test_no_teacher_is_needed_and_one_of_other_methods_is_no_matter(student_sett
 
 
 def test_published_settings_are_the_defaults():
-    (one,) = TFHEAD.Config().assistants.values()
-    assert (one.assistant.name, one.ckd, one.ckd_adapter) == ("rcnn", 1.3, "per_anchor")
-    assert issubclass(one.assistant.cls, Assistant)
+    rcnn, fcos = TFHEAD.Config().assistants.values()
+    assert (rcnn.assistant.name, rcnn.ckd, rcnn.ckd_adapter) == ("rcnn", 1.3, "per_anchor")
+    assert (fcos.assistant.name, fcos.ckd, fcos.ckd_adapter) == ("fcos", 1.0, "shared")
+    assert fcos.assistant.config.weight == 0.5
