@@ -35,7 +35,7 @@ METHODS = {  # settings that fit the tiny pair
         "normalise": True,  # what is imitated grows while the assistant learns, and the raw error with it
         "assistants": {
             "rcnn": {"assistant": {"name": "rcnn", "head": {"hidden": 32, "sampling_ratio": 1}}, "ckd": 1.3},
-            "fcos": {"assistant": {"name": "fcos", "convs": 1, "reach": 2, "weight": 0.5}},
+            "fcos": {"assistant": {"name": "fcos", "head": {"convs": 1, "reach": 2}, "weight": 0.5}},
         },
     },
 }

@@ -18,6 +18,19 @@ from stages.distillation.imitation import Layer
 from stages.distillation.method import DistillationBatch
 
 
+class PointHeadConfig(BaseConfig):
+    """Shape of an FCOS head, and which object its points learn."""
+
+    convs: int = Field(default=4, ge=1, le=8)
+    """Convolutions of each of the two towers."""
+    channels: int | None = Field(default=None, ge=8)
+    """Width of the towers; as wide as the student's levels where none is given."""
+    centre_radius: float = Field(default=1.5, gt=0)
+    """Points learn an object when they are this near to its centre, in strides, and inside it."""
+    reach: float = Field(default=8.0, gt=0)
+    """Distance from a point to the farthest side of its object up to which a level serves it, in strides."""
+
+
 class FCOSAssistant(MapAssistant):
     """Two towers of convolutions with group normalisation; the box tower and the class tower are its hidden layers."""
 
@@ -26,14 +39,8 @@ class FCOSAssistant(MapAssistant):
         """Weight of its own losses: 1 where it is the only assistant, 0.5 beside an R-CNN one (as published)."""
         transfer: bool = True
         """Begin with the teacher's weights, where there is a teacher; without, the assistant starts from random ones."""
-        convs: int = Field(default=4, ge=1, le=8)
-        """Convolutions of each of the two towers; with a teacher, as many as it has."""
-        channels: int | None = Field(default=None, ge=8)
-        """Width of the towers, that of the student's levels if none; with a teacher, as wide as its."""
-        centre_radius: float = Field(default=1.5, gt=0)
-        """Points learn an object when they are this near to its centre, in strides, and inside it; with a teacher, its own."""
-        reach: float = Field(default=8.0, gt=0)
-        """Distance from a point to the farthest side of its object up to which a level serves it, in strides; likewise."""
+        head: PointHeadConfig | None = None
+        """Its shape and rules where there is no teacher; with one it has the teacher's."""
 
     def __init__(self, config: FCOSAssistant.Config, student: Detector, teacher: FCOS | None) -> None:
         super().__init__()
@@ -43,8 +50,9 @@ class FCOSAssistant(MapAssistant):
             kind, norm, self.rules = teacher.config.head_kind, teacher.config.head_norm, teacher.rules
         else:
             inside = student.channels[0]
-            width, convs = config.channels or inside, config.convs
-            kind, norm, self.rules = "plain", "group", PointRules(config.centre_radius, config.reach)
+            shape = config.head or PointHeadConfig()
+            width, convs = shape.channels or inside, shape.convs
+            kind, norm, self.rules = "plain", "group", PointRules(shape.centre_radius, shape.reach)
         self.head = DenseHead(inside, width, convs, kind, norm, 1, student.classes, distances=True)
         self.points = point_grid(student.strides)
         self.widths = (width, width)
@@ -63,6 +71,8 @@ class FCOSAssistant(MapAssistant):
                 f"assistant fcos: it is compared level by level, and {type(student).__name__} has the strides "
                 f"{student.strides}, its teacher {teacher.strides}; give both the same extra_levels"
             )
+        if config.head is not None:
+            raise UserError("assistant fcos: its shape is the teacher's, and `head` is given too; leave `head` out")
         assistant = cls(config, student, teacher)
         if config.transfer:
             assistant.head.load_state_dict(teacher.head.state_dict())

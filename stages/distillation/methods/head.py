@@ -42,7 +42,7 @@ class HEAD(DistillationMethod):
         ckd_warmup: int | None = Field(default=None, ge=0)
         """The same for CKD alone; as `warmup` if none (the paper's experiments: 0, with per-anchor adapters)."""
         ckd_until: float | None = Field(default=None, gt=0, le=1)
-        """Share of the training after which CKD stops; none if not given (published for an FCOS student: 11 / 12)."""
+        """Share of the training after which CKD stops; at its end if none (published for an FCOS student: 11 of 12)."""
         ckd_adapter: Literal["shared", "per_anchor"] = "shared"
         """One linear layer for all anchors of a cell (the released code), or one for each (the paper's experiments)."""
         assistant_warmup: int = Field(default=0, ge=0)

@@ -19,10 +19,10 @@ def head(student, teacher, **settings):
 
 
 @pytest.fixture
-def cascaded(build, teacher_settings, seen):
+def cascaded(build, teacher_settings, cascade_settings, seen):
     """A Faster R-CNN student, a cascade teacher, the method and one batch."""
     student = build(teacher_settings).train()
-    teacher = build({**teacher_settings, "name": "cascade_rcnn", "neck_channels": 24}).eval().requires_grad_(False)
+    teacher = build({**cascade_settings, "neck_channels": 24}).eval().requires_grad_(False)
     return student, teacher, head(student, teacher), seen(student, teacher)
 
 
@@ -82,14 +82,14 @@ def test_a_cascade_without_a_cascade_is_refused(build, student_settings, teacher
 def test_the_whole_training_step_is_finite_without_objects(cascaded):
     student, teacher, method, batch = cascaded
     task = DistillationTask(student, teacher, {"head": method}).train()
-    empty = Targets([torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2, [(64, 64)] * 2)
-    losses = task(batch.images_BCHW, empty, Clock(5, 100, 10))
+    empty = Targets([torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)], [(64, 64)])
+    losses = task(batch.images_BCHW[:1], empty, Clock(5, 100, 10))
     torch.stack(list(losses.values())).sum().backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert all(p.grad is None or p.grad.isfinite().all() for p in task.parameters())
 
 
-FCOS = {"name": "fcos", "convs": 1, "reach": 2}
+FCOS = {"name": "fcos", "head": {"convs": 1, "reach": 2}}
 
 
 def tf_head(student, **settings):
@@ -174,9 +174,13 @@ def test_levels_that_do_not_agree_are_refused_with_the_strides_of_both(build, st
         head(student, teacher, assistant="fcos")
 
 
+def test_a_shape_beside_an_fcos_teacher_is_refused(build, student_settings, points_settings):
+    with pytest.raises(UserError, match="leave `head` out"):
+        head(build(student_settings), build(points_settings), assistant=FCOS)
+
+
 def test_points_of_another_kind_of_teacher_are_refused(build, student_settings, teacher_settings):
     with pytest.raises(UserError, match="needs an fcos teacher or none, was given FasterRCNN"):
         head(build(student_settings), build(teacher_settings), assistant="fcos")
-    points = {**student_settings, "name": "retinanet"}
     with pytest.raises(UserError, match="for detectors of one kind take pkd"):
-        head(build(points), build(points), assistant="fcos")
+        head(build(student_settings), build(student_settings), assistant="fcos")

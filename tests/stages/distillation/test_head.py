@@ -20,6 +20,13 @@ from stages.distillation.method import DistillationMethod
 from stages.training.clock import Clock, stopped, warmed
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
+SINGLE = {"rtol": 1e-5, "atol": 1e-6}
+PRECISIONS = pytest.mark.parametrize(("dtype", "close"), [(torch.float64, EXACT), (torch.float32, SINGLE)])
+
+
+def cast(numbers, dtype):
+    """The vectors in the precision in which they are to be reproduced."""
+    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in numbers.items()}
 
 
 def clock(iteration):
@@ -32,48 +39,54 @@ def flat_index(level, row, column, anchor, shapes, per_cell):
 
 
 def loaded(weight, bias):
-    layer = torch.nn.Linear(weight.shape[1], weight.shape[0]).double()
-    layer.load_state_dict({"weight": weight.double(), "bias": bias.double()})
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+    layer.load_state_dict({"weight": weight, "bias": bias})
     return layer
 
 
+@PRECISIONS
 @pytest.mark.parametrize("name", ["head_akd_small", "head_akd_1024"])
-def test_akd_term(reference, name):
+def test_akd_term(reference, name, dtype, close):
     numbers, settings = reference(name)
-    weight = numbers["weight"] if "weight" in numbers else numbers["weight_int8"].double() / 2048
+    numbers = cast(numbers, dtype)
+    weight = numbers["weight"] if "weight" in numbers else numbers["weight_int8"].to(dtype) / 2048
     adapter = loaded(weight, numbers["bias"])
-    mine = numbers["F_A"].double().requires_grad_()
+    mine = numbers["F_A"].requires_grad_()
     for iteration, wanted in zip(numbers["iterations"], numbers["loss"], strict=True):
-        loss = warmed(2.0, clock(iteration), 2000) * imitation(adapter(mine), numbers["F_T"].double())
-        torch.testing.assert_close(loss, wanted, **EXACT)
-    loss = warmed(2.0, clock(settings["gradients_at_iteration"]), 2000) * imitation(
-        adapter(mine), numbers["F_T"].double()
-    )
+        loss = warmed(2.0, clock(iteration), 2000) * imitation(adapter(mine), numbers["F_T"])
+        torch.testing.assert_close(loss, wanted, **close)
+    loss = warmed(2.0, clock(settings["gradients_at_iteration"]), 2000) * imitation(adapter(mine), numbers["F_T"])
     loss.backward()
-    torch.testing.assert_close(mine.grad, numbers["grad_F_A"], rtol=1e-9, atol=1e-14)
-    torch.testing.assert_close(adapter.bias.grad, numbers["grad_bias"], rtol=1e-9, atol=1e-14)
+    close = {**close, "atol": close["atol"] * 1e-2}  # gradients are of the size of 1e-4
+    torch.testing.assert_close(mine.grad, numbers["grad_F_A"], **close)
+    torch.testing.assert_close(adapter.bias.grad, numbers["grad_bias"], **close)
     rows = numbers.get("grad_weight", numbers.get("grad_weight_rows0_3"))
-    torch.testing.assert_close(adapter.weight.grad[: len(rows)], rows, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(adapter.weight.grad[: len(rows)], rows, **close)
 
 
+@PRECISIONS
 @pytest.mark.parametrize("name", ["head_decouple1", "head_decouple9"])
-def test_per_anchor_adapter(reference, name):
+def test_per_anchor_adapter(reference, name, dtype, close):
     numbers, settings = reference(name)
-    layer = PerAnchorLinear(settings["in_features"], settings["out_features"], settings["num"]).double()
+    numbers = cast(numbers, dtype)
+    layer = PerAnchorLinear(settings["in_features"], settings["out_features"], settings["num"]).to(dtype)
     layer.linear.load_state_dict({"weight": numbers["weight"], "bias": numbers["bias"]})
     x = numbers["x"].requires_grad_()
     out = layer(x, numbers["anchor_id"].long())
-    torch.testing.assert_close(out, numbers["out"], **EXACT)
+    torch.testing.assert_close(out, numbers["out"], **close)
     loss = settings["loss_weight"] * imitation(out, numbers["target"])
     loss.backward()
-    torch.testing.assert_close(loss, numbers["loss"], **EXACT)
-    torch.testing.assert_close(x.grad, numbers["grad_x"], **EXACT)
-    torch.testing.assert_close(layer.linear.weight.grad, numbers["grad_weight"], **EXACT)
+    torch.testing.assert_close(loss, numbers["loss"], **close)
+    torch.testing.assert_close(x.grad, numbers["grad_x"], **close)
+    torch.testing.assert_close(layer.linear.weight.grad, numbers["grad_weight"], **close)
+    torch.testing.assert_close(layer.linear.bias.grad, numbers["grad_bias"], **close)
 
 
+@PRECISIONS
 @pytest.mark.parametrize("name", ["head_full_t0", "head_full_t500", "head_full_t5000", "head_full_only_gt"])
-def test_whole_distiller(reference, name):
+def test_whole_distiller(reference, name, dtype, close):
     numbers, settings = reference(name)
+    numbers = cast(numbers, dtype)
     shapes = [tuple(shape) for shape in settings["levels"]]
     hidden = {}
     for who, feats in (("assistant", "roi_feats_assistant"), ("teacher", "roi_feats_teacher")):
@@ -84,20 +97,20 @@ def test_whole_distiller(reference, name):
         first = functional.relu(layers[0](x.flatten(1)))
         hidden[who] = (first, functional.relu(layers[1](first)))
     for k, (mine, theirs) in enumerate(zip(hidden["assistant"], hidden["teacher"], strict=True), 1):
-        torch.testing.assert_close(mine, numbers[f"F{k}_A"], **EXACT)
-        torch.testing.assert_close(theirs, numbers[f"F{k}_T"], **EXACT)
+        torch.testing.assert_close(mine, numbers[f"F{k}_A"], **close)
+        torch.testing.assert_close(theirs, numbers[f"F{k}_T"], **close)
     weight = warmed(2.0, clock(numbers["iteration"]), 2000)
     adapters = {n: loaded(numbers[f"{n}_weight"], numbers[f"{n}_bias"]) for n in ("A1", "A2", "Ac")}
     akd = [weight * imitation(adapters[f"A{k + 1}"](hidden["assistant"][k]), hidden["teacher"][k]) for k in (0, 1)]
-    torch.testing.assert_close(akd[0], numbers["loss_akd1"], **EXACT)
-    torch.testing.assert_close(akd[1], numbers["loss_akd2"], **EXACT)
+    torch.testing.assert_close(akd[0], numbers["loss_akd1"], **close)
+    torch.testing.assert_close(akd[1], numbers["loss_akd2"], **close)
 
     towers = tuple(numbers[f"tower{k}"].requires_grad_() for k in range(len(shapes)))
     ids = numbers["bbox_ids"].long()
     kept = ids[:, 1] >= 0
     source = torch.tensor([flat_index(*row[1:].tolist(), shapes, 9) for row in ids[kept]], dtype=torch.int64)
     rows = gather_cells(towers, ids[kept][:, 0], source, 9)
-    torch.testing.assert_close(rows, numbers["gathered"], **EXACT)
+    torch.testing.assert_close(rows, numbers["gathered"], **close)
     if "anchor_ids" in numbers and len(rows):
         assert (source % 9).tolist() == numbers["anchor_ids"].long().tolist()
     ckd = weight * imitation(adapters["Ac"](rows), hidden["teacher"][1][kept])
@@ -106,14 +119,14 @@ def test_whole_distiller(reference, name):
         assert numbers["loss_ckd"].isnan()  # the mean over nothing; ours is 0 and the gradients are the same
         assert ckd.item() == 0
     else:
-        torch.testing.assert_close(ckd, numbers["loss_ckd"], **EXACT)
-    torch.testing.assert_close(numbers["roi_feats_assistant"].grad, numbers["grad_roi_feats_assistant"], **EXACT)
+        torch.testing.assert_close(ckd, numbers["loss_ckd"], **close)
+    torch.testing.assert_close(numbers["roi_feats_assistant"].grad, numbers["grad_roi_feats_assistant"], **close)
     for adapter, layer in adapters.items():
-        torch.testing.assert_close(layer.weight.grad, numbers[f"grad_{adapter}_weight"], **EXACT)
-        torch.testing.assert_close(layer.bias.grad, numbers[f"grad_{adapter}_bias"], **EXACT)
+        torch.testing.assert_close(layer.weight.grad, numbers[f"grad_{adapter}_weight"], **close)
+        torch.testing.assert_close(layer.bias.grad, numbers[f"grad_{adapter}_bias"], **close)
     for k, tower in enumerate(towers):
         found = torch.zeros_like(tower) if tower.grad is None else tower.grad
-        torch.testing.assert_close(found, numbers[f"grad_tower{k}"], **EXACT)
+        torch.testing.assert_close(found, numbers[f"grad_tower{k}"], **close)
 
 
 def mmdet_anchors(shapes, strides):
