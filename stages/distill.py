@@ -37,16 +37,18 @@ class Config(SessionConfig):
 
 
 def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
-    """Methods that need a teacher have one, and one that they can learn from."""
+    """Methods that need a teacher have one that they can learn from, and settings that the optimizer allows."""
     yield from contradictions(config)
     teachers = wired.get("teacher") or ()
+    kinds = [chosen.cls for teacher in teachers if (chosen := getattr(teacher.config, "detector", None))]
     for name, method in config.methods.items():
+        found = [
+            method.cls.misfit(config.student.cls, kind) for kind in (kinds if method.cls.needs_teacher else [None])
+        ]
         if method.cls.needs_teacher and not teachers:
-            yield f"methods.{name}: {method.name} needs a teacher; wire one with needs: {{teacher: STAGE}}"
-        for teacher in teachers:
-            chosen = getattr(teacher.config, "detector", None)
-            if chosen and (problem := method.cls.misfit(config.student.cls, chosen.cls)):
-                yield f"methods.{name}: {problem}"
+            found.append(f"{method.name} needs a teacher; wire one with needs: {{teacher: STAGE}}")
+        found.append(method.cls.misconfigured(method.config, config.optimizer))
+        yield from (f"methods.{name}: {problem}" for problem in found if problem)
 
 
 def run(config: Config, directory: Path, *, data: Dataset, teacher: Checkpoint | None = None) -> DistilledCheckpoint:

@@ -77,7 +77,9 @@ def test_its_head_says_how_to_run_it(config):
     assert any(f"pipeline run configs/{config.name}" in line for line in head)
 
 
-@pytest.mark.parametrize("name", ["hands_on", "head_r50_to_r18", "pkd_r50_to_r18", "task_adaptive_r101_to_r50"])
+@pytest.mark.parametrize(
+    "name", ["hands_on", "head_r50_to_r18", "pkd_r50_to_r18", "task_adaptive_r101_to_r50", "tf_head_r18"]
+)
 def test_what_was_not_run_says_so(name):
     text = (ROOT / "configs" / f"{name}.yaml").read_text()
     assert "NOT EXECUTED HERE" in text

@@ -173,6 +173,7 @@ class Detector(nn.Module, ABC):
         """Each implementation has its own."""
 
     exportable: ClassVar[bool] = False
+    classes: int  # background not counted
     strides: tuple[int, ...]  # of the levels, finest first
     channels: tuple[int, ...]  # of the levels
 

@@ -24,3 +24,8 @@ class Clock(NamedTuple):
 def warmed(weight: float, clock: Clock, iterations: int) -> float:
     """`weight` reached linearly over `iterations`, exactly 0 at the first (HEAD's schedule; todd/schedulers/linear.py)."""
     return weight * min(clock.iteration / iterations, 1.0) if iterations else weight
+
+
+def stopped(weight: float, clock: Clock, last: int) -> float:
+    """`weight` until the iteration `last`, which still has it, and 0 after it (todd's early stop, as it runs)."""
+    return weight if clock.iteration <= last else 0.0

@@ -90,6 +90,23 @@ def test_prune_proves_that_the_student_is_alone(student, distilled):
     assert not any("methods" in key or "assistant" in key for key in load_file(student.path(student.weights)))
 
 
+def test_no_teacher_is_needed(tmp_path, digits, student_settings):
+    """TF-HEAD: distilled, pruned with proof and measured, and no teacher anywhere."""
+    rcnn = {"assistant": {"name": "rcnn", "head": {"hidden": 16, "sampling_ratio": 1}}, "ckd": 1.3}
+    methods = {"tf": {"name": "tf_head", "rois": 8, "proposals": 16, "warmup": 1, "assistants": {"rcnn": rcnn}}}
+    config = {"student": student_settings, "methods": methods, "probes": 2, "images": 20, **TRAINING}
+    distilled = make(tmp_path, "distilled", distill, config, data=digits)
+    assert (distilled.teacher, distilled.teacher_name, distilled.teacher_checksum) == ("", "", "")
+    assert distilled.methods_flops > 0
+    rows = [json.loads(line) for line in distilled.path("metrics.jsonl").read_text().splitlines()]
+    assert {"student/cls", "tf/rcnn_cls", "tf/rcnn_box", "tf/rcnn_ckd"} <= rows[-1].keys()
+    student = make(tmp_path, "student", prune, {}, checkpoint=distilled, data=digits)
+    assert set(student.proof.removed) == {"tf.assistants", "tf.ckd_adapters"}
+    accuracy = make(tmp_path, "accuracy", validate, {}, data=digits, checkpoints=[distilled, student], models=[])
+    before, after = accuracy.rows
+    assert before.statistics == after.statistics
+
+
 @pytest.fixture
 def tampered(tmp_path, distilled):
     """A copy of the distilled checkpoint whose tensors a test has changed."""
@@ -221,7 +238,8 @@ def test_a_pair_that_head_cannot_bridge_is_known_before_any_training(student_set
     config = distill.Config(student=teacher_settings, methods=METHODS, **TRAINING)
     (problem,) = distill.check(config, {"teacher": [Node]})
     assert (
-        "methods.head: it pairs a dense student with a two-stage teacher, was given FasterRCNN and RetinaNet" in problem
+        "methods.head: it pairs a dense student with a teacher of another kind, or two two-stage detectors, "
+        "was given FasterRCNN and RetinaNet" in problem
     )
 
 

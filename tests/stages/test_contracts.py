@@ -35,6 +35,16 @@ METHODS = {  # settings that fit the tiny pair
     "mgd": {"weight": 0.01},
     "pkd": {"weight": 1.0},
     "task_adaptive": {"classification": 0, "regression": 0},
+    "tf_head": {
+        "rois": 8,
+        "proposals": 16,
+        "warmup": 0,
+        "normalise": True,  # what is imitated grows while the assistant learns, and the raw error with it
+        "assistants": {
+            "rcnn": {"assistant": {"name": "rcnn", "head": {"hidden": 32, "sampling_ratio": 1}}, "ckd": 1.3},
+            "fcos": {"assistant": {"name": "fcos", "head": {"convs": 1, "reach": 2}, "weight": 0.5}},
+        },
+    },
 }
 TEACHERS = {"crosskd": {**STUDENT, "extra_levels": 0, "neck_channels": 16, "head_convs": 2}}  # where it is not TEACHER
 SIZE = (96, 128)

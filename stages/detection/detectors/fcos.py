@@ -13,16 +13,11 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
-from torchvision.models.detection._utils import BoxLinearCoder
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from pipeline.config import BaseConfig
-from stages.detection.anchors import AnchorGrid
 from stages.detection.backbones import BackboneName, pyramid, run_pyramid
-from stages.detection.dense_head import DenseHead, DistanceHead, TowerKind, TowerNorm
+from stages.detection.dense_head import DenseHead, TowerKind, TowerNorm
 from stages.detection.detector import (
-    Anchors,
     Candidates,
     DenseDetector,
     DensePredictions,
@@ -32,6 +27,7 @@ from stages.detection.detector import (
     Targets,
     at_least_single,
 )
+from stages.detection.points import PointRules, point_grid, predict_points
 from stages.detection.proposals import class_agnostic_proposals
 from stages.detection.torchvision_weights import class_rows, select_rows
 
@@ -78,7 +74,7 @@ class FCOS(DenseDetector):
             extra_from="P5",
         )
         self.channels = (config.neck_channels,) * len(self.strides)
-        self.anchors = AnchorGrid(self.strides, 1.0, 1, (1.0,))
+        self.anchors = point_grid(self.strides)
         self.per_cell = self.anchors.per_cell
         width = config.head_channels or config.neck_channels
         self.tower_channels = width if config.head_convs else config.neck_channels
@@ -92,7 +88,7 @@ class FCOS(DenseDetector):
             classes,
             distances=True,
         )
-        self.coder = BoxLinearCoder(normalize_by_size=True)
+        self.rules = PointRules(config.centre_radius, config.reach)
 
     @classmethod
     def build(cls, config: FCOS.Config, classes: int) -> FCOS:
@@ -102,61 +98,11 @@ class FCOS(DenseDetector):
         return run_pyramid(self.backbone, self.normalise(images_BCHW))
 
     def predict(self, features: Features, targets: Targets | None = None) -> DensePredictions:
-        anchors = self.anchors(features.levels, features.size)
-        regression = self.head.regression_head
-        assert isinstance(regression, DistanceHead)
-        class_tower, logits = self.head.classification_head(features.levels)
-        box_tower, distances = regression(features.levels)
-        quality = regression.centerness(box_tower)
-        boxes = self.coder.decode(at_least_single(distances), anchors.boxes_A4)
-        return DensePredictions(class_tower, box_tower, logits, distances, boxes, anchors, quality)
+        return predict_points(self.head, features.levels, self.anchors(features.levels, features.size))
 
     def loss(self, predictions: DensePredictions, targets: Targets) -> dict[str, Tensor]:
-        """Focal loss, GIoU loss, and cross entropy of the centerness, each a sum over the batch divided by its positives
-        (torchvision)."""
-        anchors = predictions.anchors
-        match_BA = torch.stack([self.match(truth, anchors) for truth in targets.boxes])
-        image, point = torch.where(match_BA >= 0)
-        owners = [match[match >= 0] for match in match_BA]
-        truth = torch.cat([boxes[owner] for boxes, owner in zip(targets.boxes, owners, strict=True)])
-        labels = torch.cat([names[owner] for names, owner in zip(targets.labels, owners, strict=True)])
-        logits = at_least_single(predictions.logits_BAK)
-        wanted = torch.zeros_like(logits)
-        wanted[image, point, labels] = 1
-        classification = sigmoid_focal_loss(logits, wanted, reduction="sum")
-        box = generalized_box_iou_loss(predictions.boxes_BA4[image, point], truth, reduction="sum")
-        assert predictions.quality_BA is not None
-        given = at_least_single(predictions.quality_BA)[image, point]
-        centred = self._centerness(anchors.boxes_A4[point], truth).to(given.dtype)
-        quality = functional.binary_cross_entropy_with_logits(given, centred, reduction="sum")
-        count = max(1, len(point))
-        return {"cls": classification / count, "box": box / count, "centerness": quality / count}
-
-    def match(self, truth_N4: Tensor, anchors: Anchors) -> Tensor:
-        """Index (A,) of the object each point stands for, the smallest of those that it may, or -1 for background."""
-        boxes_A4 = anchors.boxes_A4
-        if len(truth_N4) == 0:
-            return torch.full((len(boxes_A4),), -1, dtype=torch.int64, device=boxes_A4.device)
-        side_A1 = boxes_A4[:, 2:3] - boxes_A4[:, 0:1]
-        point_A12 = (boxes_A4[:, None, :2] + boxes_A4[:, None, 2:]) / 2
-        centre_N2 = (truth_N4[:, :2] + truth_N4[:, 2:]) / 2
-        near = (point_A12 - centre_N2).abs().amax(2) < self.config.centre_radius * side_A1
-        sides_AN4 = torch.cat([point_A12 - truth_N4[:, :2], truth_N4[:, 2:] - point_A12], 2)
-        farthest = sides_AN4.amax(2)
-        upper = self.config.reach * side_A1
-        lower = upper / 2
-        lower[: anchors.per_level[0]] = 0
-        upper[-anchors.per_level[-1] :] = torch.inf
-        fits = near & (sides_AN4.amin(2) > 0) & (farthest > lower) & (farthest < upper)
-        area_N = (truth_N4[:, 2] - truth_N4[:, 0]) * (truth_N4[:, 3] - truth_N4[:, 1])
-        best = torch.where(fits, area_N, torch.inf).min(1)
-        return torch.where(best.values.isinf(), -1, best.indices)
-
-    def _centerness(self, points_P4: Tensor, truth_P4: Tensor) -> Tensor:
-        """1 in the middle of the object, 0 on its edge (arXiv 1904.01355, eq. 3)."""
-        sides_P22 = self.coder.encode(points_P4, truth_P4).view(-1, 2, 2)
-        centred: Tensor = (sides_P22.amin(1) / sides_P22.amax(1)).prod(1).sqrt()
-        return centred
+        """Named `cls`, `box` and `centerness`: see `PointRules`."""
+        return self.rules.loss(predictions, targets)
 
     def candidates(self, predictions: DensePredictions, count: int) -> Candidates:
         """Top `count` of all (point, class) pairs by the geometric mean of class probability and centerness; its root

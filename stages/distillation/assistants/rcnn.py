@@ -2,48 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor, nn
+from typing import Any, Literal
 
 from pipeline.config import BaseConfig
 from pipeline.errors import UserError
-from stages.detection.detector import Detector, Features, RoIActivations, RoIDetector, RoIs
-from stages.distillation.assistant import Assistant
+from stages.detection.detector import Detector, Features, RoIActivations, RoIDetector
+from stages.detection.roi_head import RoIHead, RoIHeadConfig
+from stages.distillation.assistant import Assistance, RoIAssistant, RoISettings, level_adapters
+from stages.distillation.imitation import Layer
+from stages.distillation.method import DistillationBatch
+
+BOX_LOSS_BETA = {"smooth_l1": 1 / 9, "l1": 0.0}  # where the square ends; torchvision's, and mmdet's absolute error
 
 
-class RCNN(Assistant):
-    """The teacher's RoI head, reading the student's level of the same index (twice as coarse where the student begins at P3)."""
+class RCNN(RoIAssistant):
+    """An RoI head that reads the student's level of the same index as a teacher's (twice as coarse if that begins at P3)."""
 
     class Config(BaseConfig):
         transfer: bool = True
-        """Begin with the teacher's weights; without, the assistant starts from random ones."""
+        """Begin with the teacher's weights, where there is a teacher; without, the assistant starts from random ones."""
+        head: RoIHeadConfig | None = None
+        """Its shape where there is no teacher; with one it has the teacher's."""
+        box_loss: Literal["smooth_l1", "l1"] = "smooth_l1"
+        """Its own loss on boxes: torchvision's smooth L1, or L1 as in HEAD's code."""
 
-    def __init__(self, student_channels: tuple[int, ...], strides: tuple[int, ...], teacher: RoIDetector) -> None:
+    def __init__(self, config: RCNN.Config, student: Detector, head: RoIHead) -> None:
         super().__init__()
-        shape = teacher.roi_heads
-        self.head = shape.on(strides)
-        self.hidden = (shape.config.hidden,) * 2
-        # Ours: the published pairs share 256 channels; a 1x1 convolution bridges others.
-        used = student_channels[: len(self.head.strides)]
-        self.adapters = nn.ModuleList(
-            nn.Identity() if channels == shape.channels else nn.Conv2d(channels, shape.channels, 1) for channels in used
-        )
+        self.config = config
+        self.head = head
+        self.widths = (head.config.hidden,) * 2
+        self.adapters = level_adapters(student.channels[: len(head.strides)], head.channels)
 
     @classmethod
     def build(cls, config: Any, student: Detector, teacher: Detector | None) -> RCNN:
+        if teacher is None:
+            shape = config.head or RoIHeadConfig()
+            return cls(config, student, RoIHead(shape, student.channels[0], student.strides, student.classes))
         if not isinstance(teacher, RoIDetector):
-            given = "none" if teacher is None else type(teacher).__name__
-            raise UserError(f"assistant rcnn: needs a two-stage teacher, was given {given}; take a faster_rcnn teacher")
-        assistant = cls(student.channels, student.strides, teacher)
+            raise UserError(
+                f"assistant rcnn: needs a two-stage teacher, was given {type(teacher).__name__}; take a faster_rcnn teacher"
+            )
+        if config.head is not None:
+            raise UserError("assistant rcnn: its shape is the teacher's, and `head` is given too; leave `head` out")
+        assistant = cls(config, student, teacher.roi_heads.on(student.strides))
         if config.transfer:
             assistant.head.load_state_dict(teacher.roi_heads.state_dict())
         return assistant
 
-    def forward(self, features: Features, rois: RoIs) -> RoIActivations:
-        levels = tuple(adapter(level) for adapter, level in zip(self.adapters, features.levels, strict=False))
+    def forward(self, batch: DistillationBatch, settings: RoISettings) -> Assistance:
+        rois = settings.choose(batch)
+        levels = tuple(adapter(level) for adapter, level in zip(self.adapters, batch.features.levels, strict=False))
         activations: RoIActivations = self.head(levels, rois)
-        return activations
+        losses = self.head.loss(activations, rois, BOX_LOSS_BETA[self.config.box_loss])
+        return Assistance(losses, tuple((layer,) for layer in activations.hidden), (rois,))
 
-    def loss(self, activations: RoIActivations, rois: RoIs) -> dict[str, Tensor]:
-        return self.head.loss(activations, rois)
+    def ask(self, teacher: Detector, features: Features, assistance: Assistance) -> tuple[Layer, ...]:
+        """The teacher's RoI head on the RoIs of the assistant."""
+        assert isinstance(teacher, RoIDetector)
+        return tuple((layer,) for layer in teacher.roi_head(features, assistance.rois[0]).hidden)

@@ -1,11 +1,12 @@
 """HEAD, distillation between detectors with different heads (arXiv 2207.05345; LutingWang/HEAD, branch refactor).
 
-    student's pyramid --RoIAlign--> assistant --hidden layers--> AKD <-- teacher's RoI head on the same RoIs
-                   |                    '--> its own loss on the ground truth
-                   '--> class tower, at the cells the RoIs came from --> CKD <-- the teacher's last hidden layer
+    student's pyramid --> assistant --hidden layers--> AKD <-- the same layers of the teacher's head
+                   |          '--> its own loss on the ground truth                |
+                   '--> class tower ------------------> CKD <-- the last of them --'
 
-AKD reaches assistant, neck and backbone; CKD reaches tower, neck and backbone, never the assistant. RoIs are the
-student's own proposals, detached, plus the ground truth (which has no cell, so CKD leaves it out).
+With an assistant that looks at RoIs, teacher and assistant see the same ones, and the tower is read at the cells that
+they came from. AKD reaches assistant, neck and backbone; CKD reaches tower, neck and backbone, never the assistant.
+RoIs are the student's own proposals, detached, plus the ground truth (which has no cell, so CKD leaves it out).
 """
 
 from __future__ import annotations
@@ -15,108 +16,92 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from pipeline.config import Choice
 from pipeline.errors import UserError
-from stages.detection.detector import DenseDetector, DensePredictions, Detector, ProposalSettings, RoIDetector
-from stages.detection.proposals import SamplingSettings
-from stages.distillation.adapter import PerAnchorLinear
-from stages.distillation.assistant import Assistant
-from stages.distillation.method import DistillationBatch, DistillationMethod, MethodConfig
-from stages.training.clock import warmed
-
-
-def imitation(adapted: Tensor, target: Tensor, normalise: bool = False) -> Tensor:
-    """Mean squared error over rows and features to the detached target; divided by the target's mean square if `normalise`.
-
-    Without rows it is 0 with a zero gradient, where the original returns NaN.
-    """
-    target = target.detach()
-    if not len(target):
-        return adapted.sum() * 0.0
-    loss = functional.mse_loss(adapted, target)
-    return loss / target.square().mean().clamp(min=1e-6) if normalise else loss
-
-
-def gather_cells(tower: tuple[Tensor, ...], image_M: Tensor, source_M: Tensor, per_cell: int) -> Tensor:
-    """Rows (M, C) of the tower maps at the cells that the flat anchor indices `source_M` lie in."""
-    cells_BCN = torch.cat([level.flatten(2) for level in tower], 2)
-    return cells_BCN[image_M, :, torch.div(source_M, per_cell, rounding_mode="floor")]
+from stages.detection.detector import DenseDetector, DensePredictions, Detector, RoIDetector
+from stages.distillation.assistant import Assistant, RoISettings
+from stages.distillation.imitation import layer_imitation
+from stages.distillation.method import DistillationBatch, DistillationMethod
+from stages.training.clock import stopped, warmed
 
 
 class HEAD(DistillationMethod):
-    """Assistant, AKD and CKD; `akd: 0` and `ckd: 0` leave the assistant only."""
+    """Assistant, AKD and CKD; `ckd: 0` leaves assistant and AKD, `akd: 0` and `ckd: 0` the assistant only."""
 
-    class Config(MethodConfig):
+    class Config(RoISettings):
         assistant: Choice[Assistant] = Field(default_factory=lambda: Choice.parse(Assistant, {"name": "rcnn"}))
         """The head on the student's features."""
         akd: float = Field(default=2.0, ge=0)
         """Weight of the imitation of each of the teacher's hidden layers by the assistant's."""
         ckd: float = Field(default=2.0, ge=0)
-        """Weight of the imitation of the teacher's last hidden layer by the student's class tower."""
+        """Weight of the imitation of the teacher's last layer by the student's class tower; a two-stage student needs 0."""
         warmup: int = Field(default=2000, ge=0)
         """Iterations over which both weights rise from 0."""
+        ckd_warmup: int | None = Field(default=None, ge=0)
+        """The same for CKD alone; as `warmup` if none (the paper's experiments: 0, with per-anchor adapters)."""
+        ckd_until: float | None = Field(default=None, gt=0, le=1)
+        """Share of the training after which CKD stops; at its end if none (published for an FCOS student: 11 of 12)."""
         ckd_adapter: Literal["shared", "per_anchor"] = "shared"
         """One linear layer for all anchors of a cell (the released code), or one for each (the paper's experiments)."""
+        assistant_warmup: int = Field(default=0, ge=0)
+        """Iterations over which the assistant's own losses rise from 0 (the paper's experiments: 2000)."""
         normalise: bool = False
         """Ours: divide each imitation loss by the mean square of its target, for teachers whose features are large."""
-        proposals_before_nms: int = Field(default=2000, ge=1)
-        """Student's proposals kept a level before NMS."""
-        proposals: int = Field(default=1000, ge=1)
-        """Student's proposals kept an image after NMS."""
-        rois: int = Field(default=512, ge=2)
-        """RoIs an image, a quarter of them on objects at most."""
 
     def __init__(self, config: HEAD.Config, student: Detector, teacher: Detector | None) -> None:
         super().__init__(config, student, teacher)
         if problem := self.misfit(type(student), type(teacher) if teacher else None):
             raise UserError(f"method head: {problem}")
-        assert isinstance(student, DenseDetector)
-        assert isinstance(teacher, RoIDetector)
         self.config = config
-        assistant = config.assistant
-        self.assistant: Assistant = assistant.cls.build(assistant.config, student, teacher)
-        width = self.assistant.hidden
-        wide = teacher.roi_heads.config.hidden
+        self.assistant: Assistant = config.assistant.cls.build(config.assistant.config, student, teacher)
         # Default (random) initialisation, as published: the imitation does not begin at zero.
-        self.akd_adapters = nn.ModuleList(nn.Linear(w, wide) for w in width)
-        anchors = student.per_cell if config.ckd_adapter == "per_anchor" else 1
-        self.ckd_adapter = PerAnchorLinear(student.tower_channels, wide, anchors)
-        self.proposal_settings = ProposalSettings(config.proposals_before_nms, 0.7, config.proposals)
-        self.sampling = SamplingSettings(config.rois)
+        if config.akd:
+            self.akd_adapters = self.assistant.akd_adapters()
+        if config.ckd:
+            if not isinstance(student, DenseDetector):
+                raise UserError(
+                    f"method head: ckd {config.ckd:g} compares a dense student's class tower, and {type(student).__name__} "
+                    "has none; set ckd: 0"
+                )
+            self.ckd_adapter = self.assistant.ckd_adapter(student, config.ckd_adapter == "per_anchor")
 
     @classmethod
     def misfit(cls, student: type[Detector], teacher: type[Detector] | None) -> str | None:
-        if teacher and issubclass(student, DenseDetector) and issubclass(teacher, RoIDetector):
+        dense = issubclass(student, DenseDetector)
+        if teacher and student is not teacher and (dense or issubclass(teacher, RoIDetector)):
             return None
         kinds = f"{student.__name__} and {teacher.__name__ if teacher else 'no teacher'}"
         return (
-            f"it pairs a dense student with a two-stage teacher, was given {kinds}; for detectors of one kind take pkd"
+            f"it pairs a dense student with a teacher of another kind, or two two-stage detectors, was given {kinds}; "
+            "for detectors of one kind take pkd"
         )
 
     def forward(self, batch: DistillationBatch) -> Mapping[str, Tensor]:
-        config, predictions = self.config, batch.predictions
-        assert isinstance(predictions, DensePredictions)
-        assert isinstance(batch.teacher, RoIDetector)
-        rois = batch.rois(self.proposal_settings, self.sampling)
-        activations = self.assistant(batch.features, rois)
-        own = self.assistant.loss(activations, rois)
-        losses = {f"assist_{name}": loss for name, loss in own.items()}
+        config, clock = self.config, batch.clock
+        assistance = self.assistant(batch, config)
+        losses = {
+            f"assist_{name}": warmed(1.0, clock, config.assistant_warmup) * loss
+            for name, loss in assistance.losses.items()
+        }
         if not config.akd and not config.ckd:
             return losses
+        assert batch.teacher is not None
         with torch.no_grad():
-            wanted = batch.teacher.roi_head(batch.teacher_features, rois).hidden
+            wanted = self.assistant.ask(batch.teacher, batch.teacher_features, assistance)
         if config.akd:
-            pairs = zip(self.akd_adapters, activations.hidden, wanted, strict=True)
-            terms = [imitation(adapter(mine), theirs, config.normalise) for adapter, mine, theirs in pairs]
-            losses["akd"] = warmed(config.akd, batch.clock, config.warmup) * sum(terms[1:], terms[0])
+            terms = [
+                layer_imitation(tuple(adapter(part) for part in mine), theirs, config.normalise)
+                for adapter, mine, theirs in zip(self.akd_adapters, assistance.hidden, wanted, strict=True)
+            ]
+            losses["akd"] = warmed(config.akd, clock, config.warmup) * torch.stack(terms).sum()
         if config.ckd:
-            kept = rois.source_M >= 0
-            source, per_cell = rois.source_M[kept], predictions.anchors.per_cell
-            rows = gather_cells(predictions.class_tower, rois.image_M[kept], source, per_cell)
-            adapted = self.ckd_adapter(rows, source % per_cell)
-            loss = imitation(adapted, wanted[-1][kept], config.normalise)
-            losses["ckd"] = warmed(config.ckd, batch.clock, config.warmup) * loss
+            assert isinstance(batch.predictions, DensePredictions)
+            pair = self.assistant.cross(self.ckd_adapter, batch.predictions, assistance, wanted[-1])
+            warmup = config.warmup if config.ckd_warmup is None else config.ckd_warmup
+            weight = warmed(config.ckd, clock, warmup)
+            if config.ckd_until is not None:
+                weight = stopped(weight, clock, round(config.ckd_until * clock.iterations))
+            losses["ckd"] = weight * layer_imitation(*pair, config.normalise)
         return losses

@@ -48,7 +48,7 @@ def test_each_point_learns_the_smallest_object_that_it_may(fcos, images):
     corner, side = rng.uniform(0, 60, (12, 2)), rng.uniform(8, 60, (12, 2))
     truth = np.concatenate([corner, corner + side], 1)
     predictions = fcos.predict(fcos.features(images))
-    found = fcos.match(torch.from_numpy(truth).float(), predictions.anchors).tolist()
+    found = fcos.rules.match(torch.from_numpy(truth).float(), predictions.anchors).tolist()
     assert found == matches_by_hand(truth.astype(np.float32), fcos.strides, 1.5, 2)
     assert len(set(found)) > 4
 
@@ -58,7 +58,7 @@ def test_losses_of_one_point_by_hand(fcos, images):
     predictions = fcos.predict(fcos.features(images[:1]))
     boxes_A4 = predictions.anchors.boxes_A4
     truth = torch.tensor([[37.0, 36, 45, 46]])
-    (point,) = torch.where(fcos.match(truth, predictions.anchors) == 0)[0].tolist()
+    (point,) = torch.where(fcos.rules.match(truth, predictions.anchors) == 0)[0].tolist()
     assert boxes_A4[point].tolist() == [36, 36, 44, 44]
     boxes = predictions.boxes_BA4.detach().clone()
     boxes[0, point] = torch.tensor([36.0, 36, 44, 44])

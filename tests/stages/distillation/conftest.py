@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from stages.detection.detector import Features, Targets
+from stages.distillation.method import DistillationBatch
+from stages.training.clock import Clock
 
 REFERENCE = Path(__file__).resolve().parents[4] / "shared" / "data" / "reference"
 
@@ -63,3 +65,20 @@ def assert_near():
         torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance * largest)
 
     return check
+
+
+@pytest.fixture
+def seen():
+    """A function from student and teacher to one batch as the student saw it; its features keep their gradients."""
+
+    def look(student, teacher=None, iteration=5):
+        images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        targets = Targets([torch.tensor([[8.0, 8, 40, 40]])] * 2, [torch.tensor([1])] * 2, [(64, 64)] * 2)
+        features = student.features(images)
+        for level in features.levels:
+            level.retain_grad()
+        predictions = student.predict(features, targets)
+        clock = Clock(iteration, 10**6, 1)
+        return DistillationBatch(images, targets, student, features, predictions, clock, teacher)
+
+    return look
