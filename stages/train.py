@@ -18,7 +18,7 @@ from stages.evaluation.measure import average_precision
 from stages.training.session import SessionConfig, begin, contradictions, train, training_split
 
 RESUMES = SIDE_BY_SIDE = True
-SCRATCH = ("last.ckpt",)
+SCRATCH = ("last.ckpt", "previous.ckpt")
 
 
 class Config(SessionConfig):
