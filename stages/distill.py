@@ -23,6 +23,7 @@ from stages.evaluation.measure import average_precision
 from stages.evaluation.probes import record_probes
 from stages.evaluation.teachers import examined
 from stages.training.loop import device_of
+from stages.training.scalars import EVENTS, METRICS
 from stages.training.session import SessionConfig, begin, contradictions, train, training_split
 
 RESUMES = SIDE_BY_SIDE = True
@@ -73,13 +74,14 @@ def run(
         guide.cpu()
     save_weights(task, directory / "task.safetensors", data.classes)
     record_probes(student, data, config.probes, directory / "probes.safetensors")
-    measured = gradients.of_metrics(directory / "metrics.jsonl")
+    measured = gradients.of_metrics(directory / METRICS)
     return DistilledCheckpoint(
         detector=config.student.dump(),
         classes=data.classes,
         weights="task.safetensors",
         parameters=parameter_count(student),
-        metrics="metrics.jsonl",
+        metrics=METRICS,
+        tensorboard=EVENTS if config.tensorboard else None,
         iterations=fitted.iterations,
         seconds=fitted.seconds,
         images=len(training_split(config, data)),

@@ -12,7 +12,7 @@ from pipeline.artifact import Artifact
 class TrainedDetector(Artifact):
     """A detector and how its weights came about. Its own AP is nobody's word: `validate` measures it."""
 
-    incidental: ClassVar[tuple[str, ...]] = ("seconds",)  # not part of what was made: the same weights are the same
+    incidental: ClassVar[tuple[str, ...]] = ("seconds", "tensorboard")  # the same weights are the same
     detector: dict[str, Any]
     """Name and all settings, as in a config."""
     classes: tuple[str, ...]
@@ -21,6 +21,8 @@ class TrainedDetector(Artifact):
     parameters: int
     metrics: str | None = None
     """metrics.jsonl of the training: losses, learning rate, AP while training."""
+    tensorboard: str | None = None
+    """Folder of the same numbers as TensorBoard events, where they were asked for."""
     iterations: int = 0
     seconds: float = 0.0
     """Spent in training steps: batches, validation and checkpoints not counted."""

@@ -31,6 +31,9 @@ class Task(nn.Module):
     def parameter_groups(self):
         return [(list(self.student.parameters()), 1.0)]
 
+    def observations(self):
+        return {}
+
     def forward(self, images, targets, clock):
         self.clocks.append(clock)
         return {"fit": (self.student(images) - 1).square().mean() + torch.rand(()) * self.student(images).mean()}
