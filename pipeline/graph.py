@@ -173,9 +173,7 @@ def _expand(entries: Iterable[Entry]) -> tuple[list[Node], list[str]]:
     return [node for nodes in made.values() for node in nodes], problems
 
 
-def _fan_out(
-    entry: Entry, stage: Stage, feeding: Mapping[str, list[_Choices]]
-) -> tuple[list[Node], list[str]]:
+def _fan_out(entry: Entry, stage: Stage, feeding: Mapping[str, list[_Choices]]) -> tuple[list[Node], list[str]]:
     """Join the entry's own combinations with those of what feeds it, unless it is gathered, on the axes that they share."""
     gathered = {
         name: tuple(dict.fromkeys(node for choices in feeding.get(name, []) for _, node in choices))
@@ -203,9 +201,7 @@ def _fan_out(
     return nodes, []
 
 
-def _left_out(
-    entry: Entry, slot: str, before: list[_Row], joined: list[_Row], choices: _Choices
-) -> str:
+def _left_out(entry: Entry, slot: str, before: list[_Row], joined: list[_Row], choices: _Choices) -> str:
     """Return a problem when a combination, or a node that feeds, finds no partner: nothing is dropped in silence."""
     kept = [axes for axes, _, _ in joined]
     lonely = [axes for axes, _, _ in before if not any(axes.items() <= row.items() for row in kept)]

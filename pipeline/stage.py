@@ -4,8 +4,10 @@
     def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Dataset | None = None) -> Bundle: ...
 
 The keyword parameters are slots: `T` needs one artifact, `T | None = None` may lack one, `list[T]` gathers many,
-`list[T] | None = None` takes those that are named, or the one of its own name, or none. A module may also have `check(config, wired)`, which yields problems, `identity(config)`, which returns what of the machine the
-result depends on, `RESUMES = True`, if a killed run is to find its partial directory as it left it,
+`list[T] | None = None` takes those that are named, or the one of its own name, or none.
+
+A module may also have `check(config, wired)`, which yields problems, `identity(config)`, which returns what of the
+machine the result depends on, `RESUMES = True`, if a killed run is to find its partial directory as it left it,
 `SCRATCH = ("last.ckpt",)`, files that only a killed run needs and no artifact keeps, `SIDE_BY_SIDE = True`, if it may
 run beside others with a share of the cores, and
 `CODE = ("deploy.backends.onnxruntime",)`, modules whose code counts as its own though it imports them by computed names.

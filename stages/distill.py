@@ -50,7 +50,7 @@ def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
         yield "min_teacher_ap: asks for an AP that teacher_sample: 0 does not measure; set teacher_sample"
     # What a pruning or a user's own stage makes is known only when it is made.
     teachers = {node.name: getattr(node.config, "detector", None) for node in wired.get("teacher") or ()}
-    yield from fit.problems(config.student, config.methods, teachers)
+    yield from fit.problems(config.student, config.methods, teachers, config.optimizer)
 
 
 def run(

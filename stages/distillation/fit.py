@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from stages.detection.detector import Detector
 from stages.distillation.method import DistillationMethod
 from stages.distillation.teachers import chosen
+from stages.training.optimizer import OptimizerConfig
 
 CLASSES = 2  # how many there are is not known before the data is read, and no shape that is compared depends on it
 
@@ -30,22 +31,21 @@ def problems(
     student: Choice[Detector],
     methods: Mapping[str, Choice[DistillationMethod]],
     teachers: Mapping[str, Choice[Detector] | None],
+    optimizer: OptimizerConfig,
 ) -> Iterator[str]:
     """What keeps each method from teaching this student; `teachers` by node name, None where one's settings are known
     only when it was made."""
     for name, method in methods.items():
+        if problem := method.cls.misconfigured(method.config, optimizer):
+            yield f"methods.{name}: {problem}"
         try:
             teacher = chosen(method.config.teacher, method.cls.needs_teacher, list(teachers))
-        except UserError as problem:
-            yield f"methods.{name}: {problem}"
-            continue
-        if teacher is None and method.cls.needs_teacher:
-            yield f"methods.{name}: {method.name} needs a teacher; wire one with needs: {{teacher: STAGE}}"
+        except UserError as error:
+            yield f"methods.{name}: {error}"
             continue
         guide = teachers[teacher] if teacher is not None else None
-        if teacher is not None and guide is None:
-            continue
-        if problem := misfit(student, method, guide):
+        known = teacher is None or guide is not None
+        if known and (problem := misfit(student, method, guide)):
             yield f"methods.{name}: {problem}"
 
 
@@ -53,15 +53,15 @@ def misfit(
     student: Choice[Detector], method: Choice[DistillationMethod], teacher: Choice[Detector] | None
 ) -> str | None:
     """Why this method cannot be built for this pair; None if it can."""
-    if teacher and (problem := method.cls.misfit(student.cls, teacher.cls)):
+    if problem := method.cls.misfit(student.cls, teacher.cls if teacher else None):
         return problem
     try:
         with torch.device("meta"):
             method.cls(method.config, shapes_of(student), shapes_of(teacher) if teacher else None)
-    except UserError as problem:
-        return str(problem)
-    except (NotImplementedError, RuntimeError) as problem:
-        if "meta" not in str(problem):
+    except UserError as error:
+        return str(error)
+    except RuntimeError as error:
+        if "meta" not in str(error):
             raise
         # A method that reads values, and not only shapes, has to wait for them; it is built before the first step.
     return None

@@ -20,6 +20,7 @@ from pipeline.config import BaseConfig
 from stages.detection.detector import Detector, Features, Predictions, ProposalSettings, RoIs, Targets
 from stages.detection.proposals import SamplingSettings, sample_rois
 from stages.training.clock import Clock
+from stages.training.optimizer import OptimizerConfig
 
 Record = TypeVar("Record")
 
@@ -103,6 +104,11 @@ class DistillationMethod(nn.Module, ABC):
     @classmethod
     def misfit(cls, student: type[Detector], teacher: type[Detector] | None) -> str | None:
         """Why this method cannot bridge such a student and teacher, known before anything is trained; None if it can."""
+        return None
+
+    @classmethod
+    def misconfigured(cls, config: Any, optimizer: OptimizerConfig) -> str | None:
+        """Why these settings cannot work with such an optimizer, known before anything is trained; None if they can."""
         return None
 
     @abstractmethod

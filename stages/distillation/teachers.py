@@ -11,16 +11,21 @@ from stages.detection.load import checksum, load_detector
 
 
 def chosen(wanted: str | None, needed: bool, names: Collection[str]) -> str | None:
-    """The name of the teacher that a method learns from; None where it has none and needs none.
+    """The name of the teacher that a method learns from; None where it names none and needs none.
 
     `wanted` is a node's name or its stage's: `teacher` means `teacher[seed=0]` where that is the only one. Raises
-    UserError where it means none or several, and where nothing is wanted and there is more than one.
+    UserError where it means none or several, and where one is needed and it is not clear which.
     """
-    there = ", ".join(names) or "none"
     if wanted is None:
-        if len(names) > 1 and needed:
-            raise UserError(f"learns from one teacher and there are several, {there}; say which with teacher: NAME")
-        return next(iter(names)) if len(names) == 1 else None
+        if not needed:
+            return None
+        if len(names) == 1:
+            return next(iter(names))
+        if names:
+            raise UserError(
+                f"it learns from one teacher and there are several, {', '.join(names)}; say which with teacher: NAME"
+            )
+        raise UserError("it needs a teacher; wire one with needs: {teacher: STAGE}")
     found = [name for name in names if wanted in (name, name.partition("[")[0])]
     if len(found) == 1:
         return found[0]

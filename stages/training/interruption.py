@@ -27,5 +27,5 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in known.items():
             signal.signal(number, handler)
-        for number in dict.fromkeys(came):
-            signal.raise_signal(number)
+        for received in dict.fromkeys(came):
+            signal.raise_signal(received)

@@ -205,7 +205,8 @@ class Trainer:
         self.fitted.seconds += time.perf_counter() - begun
         self.fitted.iterations = done = iteration + 1
         self.fitted.add(values)
-        if noted := self.task.observations():
+        noted: dict[str, float] = self.task.observations()  # type: ignore[operator]
+        if noted:
             scalars.write(done, **noted)
         if done % self.config.log_every == 0 or done == self.iterations:
             scalars.write(done, lr=rate(self.config.optimizer, iteration, self.iterations), **self.fitted.means())

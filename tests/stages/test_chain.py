@@ -216,6 +216,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path, digits, teacher, studen
 
 def test_a_pair_that_head_cannot_bridge_is_known_before_any_training(student_settings, teacher_settings):
     class Node:
+        name = "teacher"
         config = train.Config(detector=student_settings, **TRAINING)
 
     config = distill.Config(student=teacher_settings, methods=METHODS, **TRAINING)
