@@ -226,6 +226,30 @@ def test_a_pair_that_head_cannot_bridge_is_known_before_any_training(student_set
     )
 
 
+def test_two_teachers_teach_at_once_and_are_recorded(tmp_path, digits, teacher, teacher_settings, student_settings):
+    small = make(tmp_path, "small", train, {"detector": {**teacher_settings, "neck_channels": 24}, **TRAINING}, data=digits)
+    methods = {"pkd": {"name": "pkd", "teacher": "small"}, "head": {**METHODS["head"], "teacher": "teacher"}}
+    config = {"student": student_settings, "methods": methods, "probes": 2, "teacher_sample": 3, **TRAINING}
+    made = make(tmp_path, "distilled", distill, config, data=digits, teacher=[teacher, small])
+    assert [(one.name, one.key, one.images) for one in made.teachers] == [
+        ("teacher", "teacher-key", 3),
+        ("small", "small-key", 3),
+    ]
+    assert made.source == "teacher-key"
+    assert {one.loss for one in made.gradients} >= {"student/cls", "pkd/feature", "head/akd"}
+    assert sum(one.neck for one in made.gradients) == pytest.approx(1)
+    state = load_file(made.path(made.weights))
+    assert state["methods.pkd.adapters.0.weight"].shape[0] == 24  # it learnt from the small one
+
+
+def test_a_teacher_below_the_floor_stops_the_stage(tmp_path, digits, teacher, student_settings):
+    config = {"student": student_settings, "methods": METHODS, "min_teacher_ap": 0.9, **TRAINING}
+    with pytest.raises(UserError, match=r"the teacher teacher has .* AP on a sample of 12 .* min_teacher_ap asks for 90"):
+        make(tmp_path, "stopped", distill, config, data=digits, teacher=[teacher])
+    unmeasured = distill.Config(**{**config, "teacher_sample": 0, "methods": {"pkd": METHODS["pkd"]}})
+    assert any("min_teacher_ap: asks for an AP that teacher_sample: 0" in one for one in distill.check(unmeasured, {}))
+
+
 def test_weights_of_another_detector_are_refused(tmp_path, digits, teacher, student_settings):
     config = {"detector": student_settings, "weights": str(teacher.path(teacher.weights)), **TRAINING}
     with pytest.raises(UserError, match=r"not a checkpoint of RetinaNet"):
