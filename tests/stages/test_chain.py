@@ -227,7 +227,9 @@ def test_a_pair_that_head_cannot_bridge_is_known_before_any_training(student_set
 
 
 def test_two_teachers_teach_at_once_and_are_recorded(tmp_path, digits, teacher, teacher_settings, student_settings):
-    small = make(tmp_path, "small", train, {"detector": {**teacher_settings, "neck_channels": 24}, **TRAINING}, data=digits)
+    small = make(
+        tmp_path, "small", train, {"detector": {**teacher_settings, "neck_channels": 24}, **TRAINING}, data=digits
+    )
     methods = {"pkd": {"name": "pkd", "teacher": "small"}, "head": {**METHODS["head"], "teacher": "teacher"}}
     config = {"student": student_settings, "methods": methods, "probes": 2, "teacher_sample": 3, **TRAINING}
     made = make(tmp_path, "distilled", distill, config, data=digits, teacher=[teacher, small])
@@ -244,7 +246,9 @@ def test_two_teachers_teach_at_once_and_are_recorded(tmp_path, digits, teacher, 
 
 def test_a_teacher_below_the_floor_stops_the_stage(tmp_path, digits, teacher, student_settings):
     config = {"student": student_settings, "methods": METHODS, "min_teacher_ap": 0.9, **TRAINING}
-    with pytest.raises(UserError, match=r"the teacher teacher has .* AP on a sample of 12 .* min_teacher_ap asks for 90"):
+    with pytest.raises(
+        UserError, match=r"the teacher teacher has .* AP on a sample of 12 .* min_teacher_ap asks for 90"
+    ):
         make(tmp_path, "stopped", distill, config, data=digits, teacher=[teacher])
     unmeasured = distill.Config(**{**config, "teacher_sample": 0, "methods": {"pkd": METHODS["pkd"]}})
     assert any("min_teacher_ap: asks for an AP that teacher_sample: 0" in one for one in distill.check(unmeasured, {}))

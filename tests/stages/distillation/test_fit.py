@@ -72,7 +72,7 @@ def test_a_teacher_that_is_not_known_yet_is_not_judged(student):
 
 def test_a_method_that_reads_values_waits_for_them_and_a_bug_does_not(student, teacher):
     assert problems(student, picky(reads_values=True), {"t": teacher}) == []
-    with pytest.raises(RuntimeError, match="size|shape"):
+    with pytest.raises(RuntimeError, match=r"size|shape"):
         problems(student, picky(fails=True), {"t": teacher})
 
 

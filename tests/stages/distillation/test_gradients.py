@@ -83,7 +83,7 @@ def test_dead_and_overbearing_losses_are_warned_of():
     assert dead_box.startswith("loss student/box gave the student no gradient in the first 50 steps: it is dead")
     assert dead.startswith("loss m/dead gave the student no gradient")
     assert loud.startswith("loss m/loud has 101 times the gradient of the detection losses together")
-    at_the_backbone = rows(student=1.0) + [{"gradient/neck/m/stage": 0.0, "gradient/backbone/m/stage": 0.1}]
+    at_the_backbone = [*rows(student=1.0), {"gradient/neck/m/stage": 0.0, "gradient/backbone/m/stage": 0.1}]
     assert warnings(at_the_backbone) == []  # a loss on the backbone is not dead because it passes the neck by
 
 
@@ -127,7 +127,9 @@ def train(build, student_settings, teacher_settings, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         optimizer = {"name": "adamw", "lr": 1e-3, "warmup": 1, "clip": 10}
-        Trainer(task, TrainingConfig(steps=steps, batch_size=2, device="cpu", optimizer=optimizer), 5, folder).fit(batches)
+        Trainer(task, TrainingConfig(steps=steps, batch_size=2, device="cpu", optimizer=optimizer), 5, folder).fit(
+            batches
+        )
         return task.state_dict(), folder / "metrics.jsonl"
 
     return run
@@ -171,5 +173,7 @@ def test_nothing_is_measured_where_no_gradient_is_wanted(features):
     log.measure({"student/cls": features.levels[0].sum()}, features, Clock(2, 100, 10))
     assert log.take() == {}
     log.measure({"student/cls": features.levels[0].sum()}, features, Clock(1, 100, 10))
-    assert set(log.take()) == {f"gradient/{at}/{name}" for at in ("neck", "backbone") for name in ("student", "student/cls")}
+    assert set(log.take()) == {
+        f"gradient/{at}/{name}" for at in ("neck", "backbone") for name in ("student", "student/cls")
+    }
     assert log.take() == {}

@@ -70,7 +70,9 @@ def test_a_teacher_that_knows_nothing_is_recorded_or_refused(digits, build, teac
     (found,) = examined([checkpoint("bad")], known, digits, 4, 0.0, tmp_path / "notes.json")
     assert found.ap is not None
     assert found.ap < 0.05
-    with pytest.raises(UserError, match=r"the teacher bad has \d\.\d AP on a sample of 4 .*min_teacher_ap asks for 30\.0"):
+    with pytest.raises(
+        UserError, match=r"the teacher bad has \d\.\d AP on a sample of 4 .*min_teacher_ap asks for 30\.0"
+    ):
         examined([checkpoint("bad")], known, digits, 4, 0.3, tmp_path / "notes.json")
 
 

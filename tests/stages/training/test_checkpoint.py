@@ -106,7 +106,9 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(saved, monkeypatch, tmp_pat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"No space left on device; last\.ckpt of before stays: free some space and give"):
+    with pytest.raises(
+        UserError, match=r"No space left on device; last\.ckpt of before stays: free some space and give"
+    ):
         saved.save(state(4))
     assert step(saved) == 3
     assert not (tmp_path / "last.partial").exists()  # it would fill what is left

@@ -316,7 +316,9 @@ def test_damage_to_the_newest_checkpoint_costs_steps_and_not_the_result(tmp_path
     folder = tmp_path / "killed"
     folder.mkdir()
     with pytest.raises(Killed):
-        Trainer(Remembering(), config(ema=0.9), 5, folder).fit(lambda first: killed_at(10), lambda kept: {"val/ap": 0.5})
+        Trainer(Remembering(), config(ema=0.9), 5, folder).fit(
+            lambda first: killed_at(10), lambda kept: {"val/ap": 0.5}
+        )
     newest = folder / "last.ckpt"
     newest.write_bytes(newest.read_bytes()[:-100])
     again = continued(folder)
