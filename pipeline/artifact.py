@@ -22,7 +22,8 @@ class Artifact(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="constants")
 
     incidental: ClassVar[tuple[str, ...]] = ()
-    """Fields that measure the making, as its seconds: two artifacts that differ in these alone have the same content."""
+    """Fields that measure the making, as its seconds, or name a file or folder that does: two artifacts that differ in
+    these alone have the same content."""
 
     failures: tuple[str, ...] = ()
     """Gates that failed, one sentence each: the artifact is published, nothing downstream runs, the command exits 3."""

@@ -21,7 +21,8 @@ from pipeline.plan import read
 from pipeline.stage import NodeView, Stage, find
 from pipeline.wiring import Entry, order, wire
 
-_Row = tuple[Axes, BaseConfig, dict[str, Any]]  # of a fan-out: axes, settings, the node of each single slot so far
+_Row = tuple[Axes, BaseConfig, dict[str, Any]]  # of a fan-out: axes, settings, what fills each slot so far
+_Choices = list[tuple[Axes, "Node"]]  # the nodes that one reference may mean, with their free axes
 
 _RESERVED = ("uses", "needs", "matrix", "target")
 _LATER = "comes with running work on other machines and is not there yet; leave it out"
@@ -156,7 +157,7 @@ def _expand(entries: Iterable[Entry]) -> tuple[list[Node], list[str]]:
         made[entry.name] = []
         if entry.stage is None or not entry.whole or not all(made[name] for name in entry.feeding):
             continue
-        feeding: dict[str, list[tuple[Axes, Node]]] = {}  # slot -> the nodes that may fill it, with their free axes
+        feeding: dict[str, list[_Choices]] = {}  # slot -> what each of its references may mean
         unmatched = []
         for slot, references in entry.edges.items():
             feeding[slot] = []
@@ -165,53 +166,47 @@ def _expand(entries: Iterable[Entry]) -> tuple[list[Node], list[str]]:
                 if not nodes:
                     there = ", ".join(node.name for node in made[reference.stage])
                     unmatched.append(f"stages.{entry.name}.needs.{slot}: no node {reference}; there are: {there}")
-                feeding[slot] += [(reference.free(node.axes), node) for node in nodes]
+                feeding[slot].append([(reference.free(node.axes), node) for node in nodes])
         if not unmatched:
             made[entry.name], unmatched = _fan_out(entry, entry.stage, feeding)
         problems += unmatched
     return [node for nodes in made.values() for node in nodes], problems
 
 
-def _fan_out(
-    entry: Entry, stage: Stage, feeding: Mapping[str, list[tuple[Axes, Node]]]
-) -> tuple[list[Node], list[str]]:
-    """Join the entry's own combinations with those of its single slots on the axes that they share."""
+def _fan_out(entry: Entry, stage: Stage, feeding: Mapping[str, list[_Choices]]) -> tuple[list[Node], list[str]]:
+    """Join the entry's own combinations with those of what feeds it, unless it is gathered, on the axes that they share."""
     gathered = {
-        name: tuple(dict.fromkeys(node for _, node in feeding.get(name, [])))
+        name: tuple(dict.fromkeys(node for choices in feeding.get(name, []) for _, node in choices))
         for name, slot in stage.slots.items()
-        if slot.many
+        if slot.gathers
     }
-    rows: list[_Row] = [(axes, config, {}) for axes, config in entry.configs if config is not None]
-    for name in (name for name in stage.slots if name not in gathered):
-        choices = feeding.get(name, [])
-        if not choices:
-            rows = [(axes, config, {**inputs, name: None}) for axes, config, inputs in rows]
-            continue
-        joined: list[_Row] = [
-            ({**axes, **free}, config, {**inputs, name: node})
-            for axes, config, inputs in rows
-            for free, node in choices
-            if all(axes[axis] == value for axis, value in free.items() if axis in axes)
-        ]
-        problem = _left_out(entry, name, rows, joined, choices)
-        if problem:
-            return [], [problem]
-        rows = joined
+    empty = {name: () if slot.many else None for name, slot in stage.slots.items()}
+    rows: list[_Row] = [(axes, config, {**empty, **gathered}) for axes, config in entry.configs if config is not None]
+    for name, slot in stage.slots.items():
+        for choices in feeding.get(name, []) if name not in gathered else []:
+            joined: list[_Row] = [
+                ({**axes, **free}, config, {**inputs, name: (*inputs[name], node) if slot.many else node})
+                for axes, config, inputs in rows
+                for free, node in choices
+                if all(axes[axis] == value for axis, value in free.items() if axis in axes)
+            ]
+            problem = _left_out(entry, name, rows, joined, choices)
+            if problem:
+                return [], [problem]
+            rows = joined
     nodes = []
     for axes, config, inputs in rows:
-        filled = {slot: gathered.get(slot, inputs.get(slot)) for slot in stage.slots}
         label = matrix.label(entry.name, axes)
-        nodes.append(Node(label, stage.name, config, stage.produces, entry.name, axes, stage, filled))
+        nodes.append(Node(label, stage.name, config, stage.produces, entry.name, axes, stage, inputs))
     return nodes, []
 
 
-def _left_out(
-    entry: Entry, slot: str, before: list[_Row], joined: list[_Row], choices: Sequence[tuple[Axes, Node]]
-) -> str:
+def _left_out(entry: Entry, slot: str, before: list[_Row], joined: list[_Row], choices: _Choices) -> str:
     """Return a problem when a combination, or a node that feeds, finds no partner: nothing is dropped in silence."""
     kept = [axes for axes, _, _ in joined]
     lonely = [axes for axes, _, _ in before if not any(axes.items() <= row.items() for row in kept)]
-    used = {id(inputs[slot]) for _, _, inputs in joined}
+    fed = (inputs[slot] for _, _, inputs in joined)
+    used = {id(one[-1] if isinstance(one, tuple) else one) for one in fed}
     unused = [node.name for _, node in choices if id(node) not in used]
     if not lonely and not unused:
         return ""

@@ -3,9 +3,11 @@
     class Config(BaseConfig): ...
     def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Dataset | None = None) -> Bundle: ...
 
-The keyword parameters are slots: `T` needs one artifact, `T | None = None` may lack one, `list[T]` takes many. A module
-may also have `check(config, wired)`, which yields problems, `identity(config)`, which returns what of the machine the
-result depends on, `RESUMES = True`, if a killed run is to find its partial directory as it left it,
+The keyword parameters are slots: `T` needs one artifact, `T | None = None` may lack one, `list[T]` gathers many,
+`list[T] | None = None` takes those that are named, or the one of its own name, or none.
+
+A module may also have `check(config, wired)`, which yields problems, `identity(config)`, which returns what of the
+machine the result depends on, `RESUMES = True`, if a killed run is to find its partial directory as it left it,
 `SCRATCH = ("last.ckpt",)`, files that only a killed run needs and no artifact keeps, `SIDE_BY_SIDE = True`, if it may
 run beside others with a share of the cores, and
 `CODE = ("deploy.backends.onnxruntime",)`, modules whose code counts as its own though it imports them by computed names.
@@ -34,13 +36,20 @@ class Slot:
     many: bool = False
     optional: bool = False
 
+    @property
+    def gathers(self) -> bool:
+        """Whether it takes, unasked, all that fits."""
+        return self.many and not self.optional
+
     def fits(self, produces: type[Artifact]) -> bool:
         """Return whether a stage's result may be put here."""
         return issubclass(produces, self.kinds)
 
     def __str__(self) -> str:
         kinds = " or ".join(kind.__name__ for kind in self.kinds)
-        return f"list of {kinds}" if self.many else f"{kinds} or nothing" if self.optional else kinds
+        if self.many:
+            return f"one or several {kinds} or nothing" if self.optional else f"list of {kinds}"
+        return f"{kinds} or nothing" if self.optional else kinds
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +131,14 @@ def _read(name: str, module: ModuleType) -> Stage:
 
 
 def _slot(name: str, hint: Any, module: ModuleType) -> Slot:
-    many = get_origin(hint) is list
-    element = get_args(hint)[0] if many else hint
-    union = get_origin(element) in (Union, types.UnionType)
-    kinds = get_args(element) if union else (element,)
-    artifacts = tuple(kind for kind in kinds if kind is not types.NoneType)
+    given = _alternatives(hint)
+    kinds = tuple(kind for kind in given if kind is not types.NoneType)
+    many = len(kinds) == 1 and get_origin(kinds[0]) is list
+    artifacts = _alternatives(get_args(kinds[0])[0]) if many else kinds
     if not artifacts or not all(isinstance(kind, type) and issubclass(kind, Artifact) for kind in artifacts):
         raise UserError(f"{module.__file__}: run's '{name}' must be an Artifact, one or None, or a list; is {hint!r}")
-    return Slot(name, artifacts, many, optional=len(artifacts) < len(kinds))
+    return Slot(name, artifacts, many, optional=len(kinds) < len(given))
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

@@ -249,10 +249,16 @@ def _hashed(directory: Path) -> dict[str, dict[str, Any]]:
 
 def _content(files: Mapping[str, dict[str, Any]], record: bytes, incidental: Collection[str]) -> str:
     """Return the digest of what was made: the files and the record, without what only tells of the making."""
-    hashes = [(name, file["sha256"]) for name, file in files.items() if name not in _NOT_CONTENT]
+    values = json.loads(record) if incidental else {}
+    apart = {values[field] for field in incidental if isinstance(values.get(field), str)}
+    hashes = [
+        (name, file["sha256"])
+        for name, file in files.items()
+        if name not in _NOT_CONTENT and name not in apart and name.partition("/")[0] not in apart
+    ]
     if not incidental:
         return digest.of_values([hashes, record.decode()])
-    return digest.of_values([hashes, {k: value for k, value in json.loads(record).items() if k not in incidental}])
+    return digest.of_values([hashes, {k: value for k, value in values.items() if k not in incidental}])
 
 
 def _fsync(path: Path) -> None:

@@ -1,7 +1,8 @@
 """Wiring: which stage of a config feeds which slot of which other, by `needs`, by name, or by type.
 
-A slot named in `needs` takes what is named there. Otherwise a single slot takes the stage of its own name, and a list
-slot gathers every stage whose result fits, in the config's order, except those downstream of its own stage.
+A slot named in `needs` takes what is named there. Otherwise a list slot gathers every stage whose result fits, in the
+config's order, except those downstream of its own stage, and any other (an optional list too) takes the stage of its own
+name.
 """
 
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ def wire(entries: Mapping[str, Entry]) -> list[str]:
         for slot in entry.stage.slots.values():
             if slot.name in needs:
                 entry.edges[slot.name] = _named(entry, slot, needs[slot.name], entries, problems)
-            elif slot.many:
+            elif slot.gathers:
                 gathering.append((entry, slot))
             else:
                 # That a slot is empty, whose name was written wrong, is not a second problem.
@@ -134,7 +135,7 @@ def _unfit(slot: Slot, reference: Reference, entries: Mapping[str, Entry]) -> st
 
 
 def _same_name(entry: Entry, slot: Slot, entries: Mapping[str, Entry], problems: list[str]) -> list[Reference]:
-    """Return the stage that has a single slot's own name; none is a problem unless the slot is optional."""
+    """Return the stage that has a slot's own name; none is a problem unless the slot is optional."""
     where = f"stages.{entry.name}.needs.{slot.name}"
     reference = Reference(slot.name, {})
     if slot.name != entry.name and slot.name in entries:

@@ -21,6 +21,7 @@ from stages.evaluation.report.comparison import Comparison, compare
 from stages.evaluation.report.evidence import Evidence, Roles, stage_of
 from stages.evaluation.report.gates import Gates, failure, judge, junit, verdict
 from stages.evaluation.report.page import Page, html, markdown
+from stages.evaluation.report.teaching import teaching
 from stages.evaluation.report.wording import ap, megabytes, milliseconds, rounded, sentence, signed_ap
 
 
@@ -111,6 +112,7 @@ def run(
             *([sections.advantage(evidence)] if expected(config, evidence, "teacher") else []),
             sections.classes(evidence),
             sections.training(evidence),
+            *([taught] if (taught := teaching(evidence)) else []),
             sections.latency(evidence),
             sections.proofs(evidence),
             sections.images(evidence, config.images),

@@ -15,10 +15,11 @@ from stages.detection.detector import Detector
 from stages.detection.load import parameter_count, save_weights
 from stages.distillation.task import DistillationTask
 from stages.evaluation.measure import average_precision
+from stages.training.scalars import EVENTS, METRICS
 from stages.training.session import SessionConfig, begin, contradictions, train, training_split
 
 RESUMES = SIDE_BY_SIDE = True
-SCRATCH = ("last.ckpt",)
+SCRATCH = ("last.ckpt", "previous.ckpt")
 
 
 class Config(SessionConfig):
@@ -43,7 +44,8 @@ def run(config: Config, directory: Path, *, data: Dataset) -> Checkpoint:
         classes=data.classes,
         weights="model.safetensors",
         parameters=parameter_count(detector),
-        metrics="metrics.jsonl" if fitted.iterations else None,
+        metrics=METRICS if fitted.iterations else None,
+        tensorboard=EVENTS if fitted.iterations and config.tensorboard else None,
         iterations=fitted.iterations,
         seconds=fitted.seconds,
         images=len(training_split(config, data)) if fitted.iterations else 0,

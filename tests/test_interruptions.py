@@ -32,21 +32,42 @@ POINTS = {
         from stages.training import loop
         step = loop.Trainer._step
         def killed(self, images, targets, iteration):
-            if iteration == 3 and self.milestones is not None and "distill" in str(self.checkpoint):
+            if iteration == 3 and self.milestones is not None and "distill" in str(self.directory):
                 die()
             return step(self, images, targets, iteration)
         loop.Trainer._step = killed
     """,
     "inside a checkpoint, half written": """
-        import torch
-        save = torch.save
-        def killed(state, file):
-            if state["fitted"]["iterations"] == 4:
-                file.write(b"half a checkpoint")
-                file.flush()
+        import os
+        fsync, seen = os.fsync, []
+        def killed(handle):
+            name = os.readlink(f"/proc/self/fd/{handle}")
+            seen.append("distill" in name and name.endswith("last.partial"))
+            if sum(seen) == 2:
+                os.truncate(name, os.path.getsize(name) // 2)
                 die()
-            save(state, file)
-        torch.save = killed
+            fsync(handle)
+        os.fsync = killed
+    """,
+    "before a checkpoint is on the disk": """
+        import os
+        fsync, seen = os.fsync, []
+        def killed(handle):
+            name = os.readlink(f"/proc/self/fd/{handle}")
+            seen.append("distill" in name and name.endswith("last.partial"))
+            if sum(seen) == 2:
+                die()
+            fsync(handle)
+        os.fsync = killed
+    """,
+    "between the two renames of a checkpoint": """
+        from pathlib import Path
+        replace = Path.replace
+        def killed(self, target):
+            if self.name == "last.partial" and "distill" in str(self) and self.with_name("previous.ckpt").exists():
+                die()
+            return replace(self, target)
+        Path.replace = killed
     """,
     "before publication, all files written": """
         from pipeline import store
@@ -98,7 +119,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     done = run(folder)
     assert done.returncode == 0, done.stderr
-    assert not list((folder / "runs").rglob("last.ckpt"))  # what only a killed run needs is in no artifact
+    assert not list((folder / "runs").rglob("*.ckpt"))  # what only a killed run needs is in no artifact
     weights = student(folder)
     for stage in ("distill", "prune"):
         for artifact in (folder / "runs").glob(f"{stage}-*"):
@@ -123,10 +144,27 @@ def test_killed_and_continued(made, folder, point):
     assert student(folder) == made[1]
 
 
-def test_interrupted_by_ctrl_c_and_continued(made, folder):
-    stopped = run(folder, planted("between steps, after a checkpoint", "SIGINT"))
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_interrupted_and_continued(made, folder, name):
+    """It comes within the fourth step, which is finished and saved first."""
+    within = planted("between steps, after a checkpoint", name).replace("    import time\n    time.sleep(30)\n", "")
+    stopped = run(folder, within)
     assert stopped.returncode == 130, stopped.stderr
     assert "Traceback" not in stopped.stderr
+    assert "interrupted: step 4 is saved" in stopped.stderr
     again = run(folder)
     assert again.returncode == 0, again.stderr
+    assert "train: 6/6 step" in again.stderr
+    assert student(folder) == made[1]
+
+
+def test_the_last_good_checkpoint_is_used_when_the_newest_is_damaged(made, folder):
+    run(folder, planted("before publication, all files written", "SIGKILL"))
+    (newest,) = (folder / "runs").rglob("last.ckpt")
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    again = run(folder)
+    assert again.returncode == 0, again.stderr
+    assert "last.ckpt is damaged" in again.stderr
     assert student(folder) == made[1]

@@ -12,7 +12,7 @@ from pipeline.artifact import Artifact
 class TrainedDetector(Artifact):
     """A detector and how its weights came about. Its own AP is nobody's word: `validate` measures it."""
 
-    incidental: ClassVar[tuple[str, ...]] = ("seconds",)  # not part of what was made: the same weights are the same
+    incidental: ClassVar[tuple[str, ...]] = ("seconds", "tensorboard")  # the same weights are the same
     detector: dict[str, Any]
     """Name and all settings, as in a config."""
     classes: tuple[str, ...]
@@ -21,6 +21,8 @@ class TrainedDetector(Artifact):
     parameters: int
     metrics: str | None = None
     """metrics.jsonl of the training: losses, learning rate, AP while training."""
+    tensorboard: str | None = None
+    """Folder of the same numbers as TensorBoard events, where they were asked for."""
     iterations: int = 0
     seconds: float = 0.0
     """Spent in training steps: batches, validation and checkpoints not counted."""
@@ -57,16 +59,47 @@ class Checkpoint(TrainedDetector):
     proof: PruneProof | None = None
 
 
+class Teacher(BaseModel):
+    """Who taught, and how good it was before it did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    """Of its node."""
+    key: str
+    """Of its artifact."""
+    checksum: str
+    """sha256 over its tensors, equal before and after."""
+    ap: float | None = None
+    """AP from 0 to 1 on the sample, measured before it taught; None where none was taken or nothing is to be found."""
+    images: int = 0
+    """Validation images of the sample."""
+
+
+class GradientShare(BaseModel):
+    """What one loss gave of the gradient in the first steps: its norm, as a share of the sum of all losses' norms."""
+
+    model_config = ConfigDict(frozen=True)
+
+    loss: str
+    """As in metrics.jsonl."""
+    neck: float
+    """Over all levels of the student's neck, from 0 to 1."""
+    backbone: float
+    """Over all stages of its backbone that learn."""
+
+
 class DistilledCheckpoint(TrainedDetector):
     """A student with what it learnt by: `student.*` and `methods.*`. Not exportable before it is pruned."""
 
     methods: dict[str, dict[str, Any]]
     """Name in the config to method name and all settings."""
-    teacher: str = ""
-    """Key of the teacher's artifact."""
-    teacher_name: str = ""
-    teacher_checksum: str = ""
-    """sha256 over the teacher's tensors, equal before and after."""
+    teachers: tuple[Teacher, ...] = ()
+    """In the order in which they were wired; `source` is the first."""
+    gradients: tuple[GradientShare, ...] = ()
+    """Means over a few of the first steps; empty after a training too short for any."""
+    gradient_warnings: tuple[str, ...] = ()
+    """Losses that were dead, or left the detection losses no say, one sentence each."""
     methods_flops: int
     """Operations of one training forward on one image that are not the student's: teacher, assistants, adapters."""
     probes: str

@@ -39,7 +39,8 @@ def in_full(record: Record) -> Record:
 
 @dataclass
 class DistillationBatch:
-    """One batch as the student saw it. What is asked of the teacher runs at most once, and only when asked for."""
+    """One batch as the student saw it, and one teacher. What is asked of the teacher runs at most once, and only when
+    asked for; methods with the same teacher share it, and all share the RoIs."""
 
     images_BCHW: Tensor
     targets: Targets
@@ -84,6 +85,8 @@ class MethodConfig(BaseConfig):
 
     lr_scale: float = Field(default=1.0, gt=0)
     """Learning rate of the method's own adapters and assistants, as a multiple of the student's."""
+    teacher: str | None = None
+    """Stage whose detector it learns from, where several are wired; may be left out where there is one."""
 
 
 class DistillationMethod(nn.Module, ABC):

@@ -1,37 +1,46 @@
-"""Student, teacher and methods as one module that returns named losses: the training loop does not know that it distils."""
+"""Student, teachers and methods as one module that returns named losses: the training loop does not know that it distils."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from stages.detection.detector import Detector, Targets
+from stages.distillation.gradients import GradientLog
 from stages.distillation.method import DistillationBatch, DistillationMethod, in_full
+from stages.distillation.teachers import chosen
 from stages.training.clock import Clock
 
 
 class DistillationTask(nn.Module):
-    """Saved keys are `student.*` and `methods.*`. The teacher is no submodule: it is never trained, saved or switched to
-    train mode. Without methods this is plain training: the control."""
+    """Saved keys are `student.*` and `methods.*`. Teachers are no submodules: they are never trained, saved or switched to
+    train mode. Without methods this is plain training: the control.
+
+    `teachers` is one detector, or several by name, among which each method's `teacher` says its own. Raises UserError
+    where a method needs one and it is not clear which.
+    """
 
     def __init__(
         self,
         student: Detector,
-        teacher: Detector | None = None,
+        teachers: Detector | Mapping[str, Detector] | None = None,
         methods: Mapping[str, DistillationMethod] | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.methods = nn.ModuleDict(dict(methods or {}))
-        self._teacher = (teacher,)  # inside a tuple, where nn.Module does not look
-        if teacher is not None:
+        named = {"teacher": teachers} if isinstance(teachers, Detector) else teachers
+        self.teachers: dict[str, Detector] = dict(named or {})  # a dict, where nn.Module does not look
+        self._taught_by = {
+            name: chosen(method.config.teacher, method.needs_teacher, list(self.teachers))
+            for name, method in (methods or {}).items()
+        }
+        for teacher in self.teachers.values():
             teacher.eval().requires_grad_(False)
-
-    @property
-    def teacher(self) -> Detector | None:
-        return self._teacher[0]
+        self._gradients = GradientLog()
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """Trainable parameters with their share of the learning rate."""
@@ -52,9 +61,17 @@ class DistillationTask(nn.Module):
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         # Correlations and squared errors of features lose what they measure in half precision.
         with torch.autocast(device, enabled=False):
-            batch = DistillationBatch(
-                images_BCHW, targets, self.student, in_full(features), in_full(predictions), clock, self.teacher, half
+            seen = DistillationBatch(
+                images_BCHW, targets, self.student, in_full(features), in_full(predictions), clock, None, half
             )
+            batches = {name: replace(seen, teacher=teacher) for name, teacher in self.teachers.items()}
             for name, method in self.methods.items():
+                batch = batches.get(self._taught_by[name] or "", seen)
                 losses |= {f"{name}/{term}": loss for term, loss in method(batch).items()}
+            if self.training:
+                self._gradients.measure(losses, features, clock)
         return losses
+
+    def observations(self) -> dict[str, float]:
+        """What the last step told beside its losses, for metrics.jsonl: the gradient norms, at the steps that take them."""
+        return self._gradients.take()

@@ -1,18 +1,20 @@
 """The one training loop, for teacher, control and student: a task goes in, named losses come out, weights move.
 
 Everything that happens in iteration k depends on the seed and on k: the batch, the random numbers, the learning rate.
-So a run that was killed and continues from its last checkpoint ends, on a CPU, with the same bits.
+So a run that was killed and continues from its last checkpoint ends, on a CPU, with the same bits. Ctrl-C and SIGTERM
+are heard between steps, and leave a checkpoint.
 """
 
 from __future__ import annotations
 
-import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from pydantic import Field, model_validator
@@ -21,9 +23,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.config import BaseConfig
 from pipeline.errors import PipelineError, UserError
-from pipeline.log import MetricsLog, progress
+from pipeline.log import logger, progress
+from stages.training.checkpoint import Checkpoints
 from stages.training.clock import Clock
+from stages.training.interruption import uninterrupted
 from stages.training.optimizer import OptimizerConfig, make_optimizer, milestones, rate, set_rate
+from stages.training.scalars import Scalars, missing
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
@@ -57,6 +62,8 @@ class TrainingConfig(BaseConfig):
     """Steps between checkpoints, from which a killed run continues."""
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of metrics.jsonl; each is the mean since the last."""
+    tensorboard: bool = False
+    """Write the same numbers as TensorBoard events too, for `tensorboard --logdir runs`; needs the extra `tensorboard`."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingConfig:
@@ -97,16 +104,21 @@ class TrainingTask(Protocol):
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]: ...
 
+    def observations(self) -> dict[str, float]:
+        """What the last step told beside its losses, for metrics.jsonl; at most steps nothing."""
+        ...
+
 
 @dataclass
 class Fitted:
-    """What a training left so far: its length, the seconds spent in steps (not in loading or validation), and the sums
-    of the losses since the last line of metrics.jsonl."""
+    """What a training left so far: its length, the seconds spent in steps (not in loading or validation), the sums of the
+    losses since the last line of metrics.jsonl, and the step after which AP was measured last."""
 
     iterations: int
     seconds: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     summed: int = 0
+    evaluated: int = 0
 
     def add(self, values: dict[str, float]) -> None:
         """Count the losses of one step."""
@@ -121,7 +133,7 @@ class Fitted:
 
 
 class Trainer:
-    """One training in one directory (metrics.jsonl, last.ckpt). `task` is trained in place; with `ema` the averaged
+    """One training in one directory (metrics.jsonl, checkpoints). `task` is trained in place; with `ema` the averaged
     weights are in it at the end."""
 
     def __init__(self, task: nn.Module, config: TrainingConfig, iterations_per_epoch: int, directory: Path) -> None:
@@ -129,9 +141,11 @@ class Trainer:
         self.iterations = config.iterations(iterations_per_epoch)
         self.per_epoch = iterations_per_epoch
         self.milestones = milestones(config.optimizer, self.iterations)
-        self.checkpoint = directory / "last.ckpt"
-        self.metrics_file = directory / "metrics.jsonl"
+        self.checkpoints = Checkpoints(directory)
+        self.directory = directory
         device = device_of(config)
+        if problem := missing(config.tensorboard):
+            raise UserError(problem)
         self.fabric = Fabric(accelerator=device.type, devices=1, precision=PRECISIONS[config.precision])
         # Channels last: an eighth faster on CPUs, and what mixed precision wants on GPUs.
         self.task = task.to(memory_format=torch.channels_last)
@@ -143,6 +157,7 @@ class Trainer:
             averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(kept, multi_avg_fn=averaging, use_buffers=True)
         self.fitted = Fitted(0)
+        self._saved = 0
 
     def fit(
         self,
@@ -152,38 +167,72 @@ class Trainer:
         """Train from the last checkpoint, or from the start. `batches(k)` yields images and targets from step k on;
         `evaluate` gets the detector whose weights count.
 
-        Raises PipelineError naming the loss that is not finite.
+        Raises PipelineError naming the loss that is not finite, and UserError where a checkpoint cannot be written. An
+        interruption leaves a checkpoint of the last whole step.
         """
         self._resume()
         source = batches(self.fitted.iterations)
         with (
-            MetricsLog(self.metrics_file, resume_step=self.fitted.iterations) as metrics,
+            Scalars(self.directory, self.fitted.iterations, self.config.tensorboard) as scalars,
             progress("train", total=self.iterations, unit="step", done=self.fitted.iterations) as advance,
         ):
-            while self.fitted.iterations < self.iterations:
-                iteration = self.fitted.iterations
-                images, targets = next(source)
-                begun = time.perf_counter()
-                values = self._step(images, targets, iteration)
-                self.fitted.seconds += time.perf_counter() - begun
-                self.fitted.iterations = done = iteration + 1
-                self.fitted.add(values)
-                if done % self.config.log_every == 0 or done == self.iterations:
-                    lr = rate(self.config.optimizer, iteration, self.iterations)
-                    metrics.write(done, lr=lr, **self.fitted.means())
-                every = self.config.validate_every
-                if evaluate and every and (done % every == 0 or done == self.iterations):
-                    metrics.write(done, **evaluate(self._kept()))
-                if done % self.config.checkpoint_every == 0 or done == self.iterations:
+            try:
+                while True:
+                    if evaluate and self._to_evaluate():
+                        self._evaluate(evaluate, scalars)
+                    if self._to_save():
+                        self._save()
+                    if self.fitted.iterations >= self.iterations:
+                        break
+                    images, targets = next(source)
+                    with uninterrupted():
+                        values = self._advance(images, targets, scalars)
+                    advance(1, loss=sum(values.values()))
+            except KeyboardInterrupt:
+                if self.fitted.iterations > self._saved:
                     self._save()
-                advance(1, loss=sum(values.values()))
+                    logger.info("interrupted: step %d is saved", self.fitted.iterations)
+                raise
         if self.average:
             self._detector().load_state_dict(self.average.module.state_dict())
         return self.fitted
 
+    def _advance(self, images: Tensor, targets: Movable, scalars: Scalars) -> dict[str, float]:
+        """One iteration and all that is noted of it; the losses as numbers."""
+        iteration = self.fitted.iterations
+        begun = time.perf_counter()
+        values = self._step(images, targets, iteration)
+        self.fitted.seconds += time.perf_counter() - begun
+        self.fitted.iterations = done = iteration + 1
+        self.fitted.add(values)
+        noted: dict[str, float] = self.task.observations()  # type: ignore[operator]
+        if noted:
+            scalars.write(done, **noted)
+        if done % self.config.log_every == 0 or done == self.iterations:
+            scalars.write(done, lr=rate(self.config.optimizer, iteration, self.iterations), **self.fitted.means())
+        return values
+
+    def _to_evaluate(self) -> bool:
+        done, every = self.fitted.iterations, self.config.validate_every
+        due = bool(every) and done > 0 and (done % (every or 1) == 0 or done == self.iterations)
+        return due and self.fitted.evaluated < done
+
+    def _evaluate(self, evaluate: Callable[[nn.Module], dict[str, float]], scalars: Scalars) -> None:
+        found = evaluate(self._kept())
+        with uninterrupted():
+            scalars.write(self.fitted.iterations, **found)
+            self.fitted.evaluated = self.fitted.iterations
+
+    def _to_save(self) -> bool:
+        done = self.fitted.iterations
+        return done > self._saved and (done % self.config.checkpoint_every == 0 or done == self.iterations)
+
     def _step(self, images: Tensor, targets: Movable, iteration: int) -> dict[str, float]:
         """One iteration; the losses as numbers."""
-        torch.manual_seed(self.config.seed * 1_000_003 + iteration)  # RoI sampling draws from the global generator
+        seed = self.config.seed * 1_000_003 + iteration
+        torch.manual_seed(seed)  # RoI sampling draws from the global generator
+        random.seed(seed)  # a user's own method may draw from any of the three
+        np.random.seed(seed % 2**32)
         self.module.train()
         set_rate(self.optimizer, rate(self.config.optimizer, iteration, self.iterations))
         clock = Clock(iteration, self.iterations, self.per_epoch, self.milestones)
@@ -191,22 +240,24 @@ class Trainer:
         losses: dict[str, Tensor] = self.module(
             images.to(device, memory_format=torch.channels_last), targets.to(device), clock
         )
-        numbers = torch.stack([loss.detach().float() for loss in losses.values()])
-        values = dict(zip(losses, numbers.tolist(), strict=True))
+        total = torch.stack(list(losses.values())).sum()
+        numbers = torch.stack([*(loss.detach().float() for loss in losses.values()), total.detach().float()])
+        values = dict(zip([*losses, "total"], numbers.tolist(), strict=True))
         if not torch.isfinite(numbers).all():
             wrong = {name: value for name, value in values.items() if not abs(value) < float("inf")}
+            wrong = {name: value for name, value in wrong.items() if name != "total" or len(wrong) == 1}
             raise PipelineError(
                 f"training stopped at step {iteration}: loss {wrong} is not finite; lower optimizer.lr, set optimizer.clip, "
                 "or train in fp32"
             )
         self.optimizer.zero_grad()
-        self.fabric.backward(torch.stack(list(losses.values())).sum())
+        self.fabric.backward(total)
         if self.config.optimizer.clip:
             self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.config.optimizer.clip)
         self.optimizer.step()
         if self.average:
             self.average.update_parameters(self._detector())
-        return values
+        return {name: values[name] for name in losses}
 
     def _detector(self) -> nn.Module:
         detector = self.task.student
@@ -218,26 +269,27 @@ class Trainer:
         return self.average.module if self.average else self._detector()
 
     def _save(self) -> None:
-        """Atomically replace the checkpoint."""
-        state = {
-            "task": self.task.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "fitted": vars(self.fitted),
-        }
-        partial = self.checkpoint.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.checkpoint)
+        """Write a checkpoint of this step."""
+        with uninterrupted():
+            self.checkpoints.save(
+                {
+                    "task": self.task.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "average": self.average.state_dict() if self.average else None,
+                    "precision": self.fabric.strategy.precision.state_dict(),  # fp16: how far losses are scaled
+                    "fitted": vars(self.fitted),
+                }
+            )
+            self._saved = self.fitted.iterations
 
     def _resume(self) -> None:
-        if not self.checkpoint.exists():
+        state = self.checkpoints.load(self.fabric.device)
+        if state is None:
             return
-        state = torch.load(self.checkpoint, map_location=self.fabric.device, weights_only=True)
         self.task.load_state_dict(state["task"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.fitted = Fitted(**state["fitted"])
+        self._saved = self.fitted.iterations

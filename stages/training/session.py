@@ -20,6 +20,7 @@ from stages.detection.backbones import load_imagenet
 from stages.detection.detector import Detector, Targets
 from stages.detection.load import load_published
 from stages.training.loop import Fitted, Trainer, TrainingConfig
+from stages.training.scalars import missing
 
 
 class SessionConfig(TrainingConfig):
@@ -38,11 +39,13 @@ class SessionConfig(TrainingConfig):
 
 
 def contradictions(config: SessionConfig) -> Iterator[str]:
-    """Settings that cannot both be meant."""
+    """Settings that cannot both be meant, or not here."""
     if config.weights and config.backbone_weights:
         yield "give `weights` or `backbone_weights`, not both"
     if config.weights is None and (config.steps == 0 or config.epochs == 0):
         yield "steps or epochs of 0 only load weights, and no `weights` are given; give them, or train"
+    if problem := missing(config.tensorboard):
+        yield problem
 
 
 def begin(detector: Detector, config: SessionConfig, class_names: Sequence[str]) -> None:

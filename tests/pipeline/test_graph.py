@@ -305,3 +305,51 @@ def test_a_file_that_is_no_stage_is_refused(kitchen, body: str, message: str) ->
     kitchen.write("mine.py", body.format(head))
     (found,) = problems(kitchen, "stages: {a: {uses: ./mine.py}}")
     assert message in found
+
+
+BLEND = '''"""Blend flours, or bake without."""
+from pathlib import Path
+from bakery.goods.bread import Bread
+from bakery.goods.flour import Flour
+from pipeline.config import BaseConfig
+
+class Config(BaseConfig):
+    grams: int = 1
+    """How much of each."""
+
+def run(config: Config, directory: Path, *, flour: list[Flour] | None = None) -> Bread: ...
+'''
+
+
+@pytest.mark.parametrize(
+    ("needs", "wanted"),
+    [
+        ("", ["flour"]),  # by its own name, and not all that fits
+        (", needs: {flour: rye}", ["rye"]),
+        (", needs: {flour: [rye, flour]}", ["rye", "flour"]),
+        (", needs: {flour: null}", []),
+    ],
+)
+def test_an_optional_list_takes_what_is_named_or_the_stage_of_its_name(kitchen, needs, wanted) -> None:
+    kitchen.write("bakery/blend.py", BLEND)
+    text = f"stages: {{flour: {{uses: grind}}, rye: {{uses: grind, grams: 7}}, mix: {{uses: blend{needs}}}}}"
+    assert fed(nodes(kitchen, text)["mix"]) == {"flour": wanted}
+
+
+def test_an_optional_list_may_be_empty(kitchen) -> None:
+    kitchen.write("bakery/blend.py", BLEND)
+    assert fed(nodes(kitchen, "stages: {rye: {uses: grind}, mix: {uses: blend}}")["mix"]) == {"flour": []}
+
+
+def test_each_of_an_optional_list_is_joined_on_shared_axes(kitchen) -> None:
+    kitchen.write("bakery/blend.py", BLEND)
+    text = """
+stages:
+  flour: {uses: grind, matrix: {grams: [1, 2]}}
+  rye: {uses: grind}
+  mix: {uses: blend, matrix: {grams: [1, 2]}, needs: {flour: [flour, rye]}}
+"""
+    made = nodes(kitchen, text)
+    assert fed(made["mix[grams=2]"]) == {"flour": ["flour[grams=2]", "rye"]}
+    text = text.replace("blend, matrix: {grams: [1, 2]}", "blend, matrix: {grams: [1, 3]}")
+    assert "mix[grams=3], flour[grams=2] have no partner" in problems(kitchen, text)[0]

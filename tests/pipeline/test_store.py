@@ -77,6 +77,19 @@ def test_incidental_fields_are_no_content_but_files_are(store: Store) -> None:
     assert len({content("cake", 1, 2.5, "seconds"), content("loaf", 2, 2.5, "seconds"), timed}) == 3
 
 
+def test_a_file_or_folder_named_by_an_incidental_field_is_no_content(store: Store) -> None:
+    def content(text: str, log: str, *incidental: str) -> str:
+        publish(store, text, f'{{"log": "{log}"}}', incidental)
+        finished = store.finished("bake", KEY)
+        assert finished
+        return finished.content
+
+    assert content("loaf", "crumbs", "log") == content("cake", "crumbs", "log")
+    assert content("loaf", "crumbs/a.txt", "log") == content("cake", "crumbs/a.txt", "log")
+    assert content("loaf", "crumb", "log") != content("cake", "crumb", "log")
+    assert content("loaf", "crumbs") != content("cake", "crumbs")
+
+
 @pytest.mark.parametrize("exchange", [True, False])
 def test_publishing_again_replaces(store: Store, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
     if not exchange:  # as on a system without renameat2

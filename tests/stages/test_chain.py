@@ -40,7 +40,7 @@ def teacher(folder, digits, teacher_settings):
 @pytest.fixture(scope="module")
 def distilled(folder, digits, teacher, student_settings):
     config = {"student": student_settings, "methods": METHODS, "probes": 3, "images": 20, **TRAINING}
-    return make(folder, "distilled", distill, config, data=digits, teacher=teacher)
+    return make(folder, "distilled", distill, config, data=digits, teacher=[teacher])
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_student_and_control_begin_with_the_same_weights(tmp_path, digits, stude
     still = {**TRAINING, "steps": 1, "optimizer": {"name": "sgd", "lr": 1e-30, "weight_decay": 0}}
     control = make(tmp_path, "control", train, {"detector": student_settings, **still}, data=digits)
     config = {"student": student_settings, "methods": METHODS, **still}
-    helped = make(tmp_path, "helped", distill, config, data=digits, teacher=teacher)
+    helped = make(tmp_path, "helped", distill, config, data=digits, teacher=[teacher])
     alone, both = load_file(control.path(control.weights)), load_file(helped.path(helped.weights))
     for key, value in alone.items():
         torch.testing.assert_close(both[f"student.{key}"], value)
@@ -70,7 +70,7 @@ def test_distilled_checkpoint_holds_student_and_methods_but_no_teacher(distilled
     assert {key.split(".")[0] for key in keys} == {"student", "methods"}
     assert any(key.startswith("methods.head.assistant.") for key in keys)
     assert distilled.images == 20
-    assert distilled.teacher == "teacher-key"
+    assert distilled.teachers[0].key == "teacher-key"
     assert distilled.methods_flops > 0
 
 
@@ -228,11 +228,12 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path, digits, teacher, studen
     other = teacher.model_copy(update={"classes": teacher.classes[::-1]}).placed(teacher.directory, name="other")
     config = {"student": student_settings, "methods": METHODS, **TRAINING}
     with pytest.raises(UserError, match="must have learnt the same classes in the same order"):
-        make(tmp_path, "wrong", distill, config, data=digits, teacher=other)
+        make(tmp_path, "wrong", distill, config, data=digits, teacher=[other])
 
 
 def test_a_pair_that_head_cannot_bridge_is_known_before_any_training(student_settings, teacher_settings):
     class Node:
+        name = "teacher"
         config = train.Config(detector=student_settings, **TRAINING)
 
     config = distill.Config(student=teacher_settings, methods=METHODS, **TRAINING)
@@ -241,6 +242,34 @@ def test_a_pair_that_head_cannot_bridge_is_known_before_any_training(student_set
         "methods.head: it pairs a dense student with a teacher of another kind, or two two-stage detectors, "
         "was given FasterRCNN and RetinaNet" in problem
     )
+
+
+def test_two_teachers_teach_at_once_and_are_recorded(tmp_path, digits, teacher, teacher_settings, student_settings):
+    small = make(
+        tmp_path, "small", train, {"detector": {**teacher_settings, "neck_channels": 24}, **TRAINING}, data=digits
+    )
+    methods = {"pkd": {"name": "pkd", "teacher": "small"}, "head": {**METHODS["head"], "teacher": "teacher"}}
+    config = {"student": student_settings, "methods": methods, "probes": 2, "teacher_sample": 3, **TRAINING}
+    made = make(tmp_path, "distilled", distill, config, data=digits, teacher=[teacher, small])
+    assert [(one.name, one.key, one.images) for one in made.teachers] == [
+        ("teacher", "teacher-key", 3),
+        ("small", "small-key", 3),
+    ]
+    assert made.source == "teacher-key"
+    assert {one.loss for one in made.gradients} >= {"student/cls", "pkd/feature", "head/akd"}
+    assert sum(one.neck for one in made.gradients) == pytest.approx(1)
+    state = load_file(made.path(made.weights))
+    assert state["methods.pkd.adapters.0.weight"].shape[0] == 24  # it learnt from the small one
+
+
+def test_a_teacher_below_the_floor_stops_the_stage(tmp_path, digits, teacher, student_settings):
+    config = {"student": student_settings, "methods": METHODS, "min_teacher_ap": 0.9, **TRAINING}
+    with pytest.raises(
+        UserError, match=r"the teacher teacher has .* AP on a sample of 12 .* min_teacher_ap asks for 90"
+    ):
+        make(tmp_path, "stopped", distill, config, data=digits, teacher=[teacher])
+    unmeasured = distill.Config(**{**config, "teacher_sample": 0, "methods": {"pkd": METHODS["pkd"]}})
+    assert any("min_teacher_ap: asks for an AP that teacher_sample: 0" in one for one in distill.check(unmeasured, {}))
 
 
 def test_weights_of_another_detector_are_refused(tmp_path, digits, teacher, student_settings):
@@ -259,6 +288,6 @@ def test_a_pickle_is_refused(tmp_path, digits, student_settings):
 
 def test_same_seed_same_weights(tmp_path, digits, distilled, teacher, student_settings):
     config = {"student": student_settings, "methods": METHODS, "probes": 3, "images": 20, **TRAINING}
-    again = make(tmp_path, "again", distill, config, data=digits, teacher=teacher)
+    again = make(tmp_path, "again", distill, config, data=digits, teacher=[teacher])
     a, b = load_file(distilled.path(distilled.weights)), load_file(again.path(again.weights))
     assert all(torch.equal(a[key], b[key]) for key in a)

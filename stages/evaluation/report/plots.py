@@ -59,7 +59,7 @@ def read_metrics(file: Path) -> dict[str, Series]:
 
 def losses(trainings: Mapping[str, Mapping[str, Series]]) -> str:
     """One panel a training, one line a loss, on a logarithmic axis: imitation losses differ by orders of magnitude."""
-    names = [name for series in trainings.values() for name in series if _is_loss(name)]
+    names = [name for series in trainings.values() for name in series if is_loss(name)]
     colours = dict(zip(dict.fromkeys(names), COLOURS * (len(names) // len(COLOURS) + 1), strict=False))
     columns = 2 if len(trainings) == 4 else min(3, len(trainings))
     rows = -(-len(trainings) // columns)
@@ -70,9 +70,9 @@ def losses(trainings: Mapping[str, Mapping[str, Series]]) -> str:
             panel.set_title(title)
             panel.set_yscale("log")
             for name, (steps, values) in series.items():
-                if _is_loss(name):
+                if is_loss(name):
                     panel.plot(*_thinned(steps, values), color=colours[name], label=name.removeprefix("student/"))
-            shown = [value for name, (_, values) in series.items() if _is_loss(name) for value in values if value > 0]
+            shown = [value for name, (_, values) in series.items() if is_loss(name) for value in values if value > 0]
             if shown:  # a weight that warms up from 0 must not stretch the axis to nothing
                 bottom, across = max(min(shown), max(shown) / 3e3), min(len(panel.lines), 4 if columns < 3 else 2)
                 room = (max(shown) / bottom) ** (
@@ -150,8 +150,9 @@ def _named_rows(panel: Axes, names: list[str]) -> None:
     panel.grid(visible=False, axis="y")
 
 
-def _is_loss(name: str) -> bool:
-    return name != "lr" and not name.startswith("val/")
+def is_loss(name: str) -> bool:
+    """Whether a quantity of metrics.jsonl is a loss, and not the rate, an AP or a norm of a gradient."""
+    return name != "lr" and not name.startswith(("val/", "gradient/"))
 
 
 def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[Any, Any]:

@@ -295,7 +295,7 @@ def training(evidence: Evidence) -> Section:
         f"loss {term} of {name} was 0 throughout: it taught nothing"
         for name, found in series.items()
         for term, (_, values) in found.items()
-        if term != "lr" and not term.startswith("val/") and not any(values)
+        if plots.is_loss(term) and not any(values)
     ]
     notes = ["AP while training is for watching; the AP that counts is that of the table of models"] if aps else []
     return Section("Training", sentences=dead, plots=shown, notes=notes)

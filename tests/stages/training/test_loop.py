@@ -1,8 +1,13 @@
 """The loop: the same seed gives the same bits, also after a kill; a loss that is not finite is named."""
 
+import errno
 import itertools
 import json
+import os
+import random
+import signal
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -30,6 +35,9 @@ class Task(nn.Module):
 
     def parameter_groups(self):
         return [(list(self.student.parameters()), 1.0)]
+
+    def observations(self):
+        return {}
 
     def forward(self, images, targets, clock):
         self.clocks.append(clock)
@@ -175,3 +183,185 @@ def test_one_length():
     with pytest.raises(ValueError, match="either `steps` or `epochs`"):
         TrainingConfig()
     assert TrainingConfig(epochs=1.5).iterations(100) == 150
+
+
+class Remembering(Task):
+    """A task with what methods may have: a buffer that a forward pass moves, and random numbers of three kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, images, targets, clock):
+        losses = super().forward(images, targets, clock)
+        self.seen.mul_(0.9).add_(losses["fit"].detach(), alpha=0.1)
+        noise = random.random() + np.random.rand() + torch.rand(()).item()
+        return {**losses, "method/own": (self.seen + 0.1 * noise) * self.student(images).square().mean()}
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def undisturbed(folder, **settings):
+    """The state and the metrics of a run that nobody disturbed."""
+    folder.mkdir()
+    trainer = Trainer(Remembering(), config(ema=0.9, **settings), 5, folder)
+    trainer.fit(batches, lambda kept: {"val/ap": 0.5})
+    return state(trainer), metrics(folder)
+
+
+def continued(folder, **settings):
+    """The same of a run that goes on, and the first step that it made."""
+    trainer = Trainer(Remembering(), config(ema=0.9, **settings), 5, folder)
+    trainer.fit(batches, lambda kept: {"val/ap": 0.5})
+    first = trainer.task.clocks[0].iteration if trainer.task.clocks else None
+    return state(trainer), metrics(folder), first
+
+
+def assert_same(again, whole):
+    assert same(again[0], whole[0])
+    assert again[1] == whole[1]
+
+
+def test_buffers_and_all_random_numbers_are_those_of_the_step(tmp_path):
+    whole = undisturbed(tmp_path / "whole")
+    (tmp_path / "killed").mkdir()
+    with pytest.raises(Killed):
+        Trainer(Remembering(), config(ema=0.9), 5, tmp_path / "killed").fit(lambda first: killed_at(6))
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    assert_same(continued(tmp_path / "killed"), whole)
+
+
+@pytest.fixture
+def terminated():
+    """SIGTERM raises as it does under `pipeline run`."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def signalled_in(where, step):
+    """A trainer in which SIGTERM comes once, at a step, inside a part of it."""
+
+    class Signalled(Trainer):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            place = {"forward": self.task.student, "optimizer": self.optimizer, "average": self.average}[where]
+            name = "step" if where == "optimizer" else "forward" if where == "forward" else "update_parameters"
+            original = getattr(place, name)
+
+            def planted(*given, **more):
+                result = original(*given, **more)
+                if self.fitted.iterations == step:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return result
+
+            setattr(place, name, planted)
+
+    return Signalled
+
+
+@pytest.mark.parametrize("where", ["forward", "optimizer", "average"])
+@pytest.mark.usefixtures("terminated")
+def test_a_signal_within_a_step_saves_the_whole_step(tmp_path, where):
+    whole = undisturbed(tmp_path / "whole")
+    (tmp_path / "stopped").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        signalled_in(where, 5)(Remembering(), config(ema=0.9), 5, tmp_path / "stopped").fit(
+            batches, lambda kept: {"val/ap": 0.5}
+        )
+    again = continued(tmp_path / "stopped")
+    assert again[2] == 6  # the step in which it came was finished and saved, though a checkpoint is due every fourth
+    assert_same(again, whole)
+
+
+@pytest.mark.usefixtures("terminated")
+def test_a_signal_while_batches_are_loaded_or_ap_is_measured(tmp_path):
+    every = {"validate_every": 5}
+    whole = undisturbed(tmp_path / "whole", **every)
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+
+    def loading(first):
+        for number, batch in enumerate(batches(first), first):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(Remembering(), config(ema=0.9, **every), 5, folder).fit(loading, lambda kept: {"val/ap": 0.5})
+
+    def measuring(kept):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"val/ap": 0.0}
+
+    second = Trainer(Remembering(), config(ema=0.9, **every), 5, folder)
+    with pytest.raises(KeyboardInterrupt):
+        second.fit(batches, measuring)
+    assert second.task.clocks[0].iteration == 3
+    again = continued(folder, **every)
+    assert again[2] == 5
+    assert_same(again, whole)  # with the AP of step 5, which the interruption had kept from being written
+
+
+def test_damage_to_the_newest_checkpoint_costs_steps_and_not_the_result(tmp_path):
+    whole = undisturbed(tmp_path / "whole")
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    with pytest.raises(Killed):
+        Trainer(Remembering(), config(ema=0.9), 5, folder).fit(
+            lambda first: killed_at(10), lambda kept: {"val/ap": 0.5}
+        )
+    newest = folder / "last.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    again = continued(folder)
+    assert again[2] == 4
+    assert_same(again, whole)
+
+
+def test_a_disk_that_fills_up_stops_with_a_sentence_and_loses_nothing(tmp_path, monkeypatch):
+    whole = undisturbed(tmp_path / "whole")
+    folder = tmp_path / "full"
+    folder.mkdir()
+    fsync, calls = os.fsync, []
+
+    def full(handle):
+        if "last.partial" in os.readlink(f"/proc/self/fd/{handle}"):
+            calls.append(handle)
+            if len(calls) == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"No space left on device; last\.ckpt of before stays"):
+            Trainer(Remembering(), config(ema=0.9), 5, folder).fit(batches, lambda kept: {"val/ap": 0.5})
+    again = continued(folder)
+    assert again[2] == 4
+    assert_same(again, whole)
+
+
+def test_a_sum_that_is_not_finite_is_named(tmp_path):
+    class Large(Task):
+        def forward(self, images, targets, clock):
+            large = 0.0 * self.student(images).sum() + 3e38
+            return {"one": large, "two": large}
+
+    with pytest.raises(PipelineError, match=r"step 0: loss \{'total': inf\}"):
+        Trainer(Large(), config(), 5, tmp_path).fit(batches)
+
+
+def test_observations_of_a_task_are_written(tmp_path):
+    class Observing(Task):
+        def observations(self):
+            return {"seen": 1.5} if self.clocks[-1].iteration == 4 else {}
+
+    Trainer(Observing(), config(), 5, tmp_path).fit(batches)
+    assert [row["step"] for row in metrics(tmp_path) if "seen" in row] == [5]
