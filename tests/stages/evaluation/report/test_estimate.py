@@ -52,7 +52,7 @@ def test_a_bootstrap_over_three_seeds_would_not_hold_it() -> None:
     generator = np.random.default_rng(0)
     inside = []
     for _ in range(250):
-        draws = drawn(crossed(generator, 3, 50, 0.1, 0.3), generator)
+        draws = drawn(crossed(generator, 3, 50, 0.2, 0.0), generator)
         chosen = generator.integers(0, 3, (3, draws.shape[1]))
         low, high = np.quantile(np.take_along_axis(draws, chosen, 0).mean(0), [0.025, 0.975])
         inside.append(low <= 0 <= high)
