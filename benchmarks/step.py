@@ -75,7 +75,7 @@ PAIRS = {
 ROIS = {"proposals_before_nms": 128, "proposals": 64, "rois": 16}
 # Settings that fit small images; a method that is not named here is measured as it is by default.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "pkd": {"weight": 4},
+    "pkd": {"weight": 6},
     "head": {**ROIS, "akd": 0.3, "ckd": 0.3},
     "tf_head": ROIS,
 }
@@ -304,6 +304,12 @@ def main() -> int:
     found = measured(runs, arguments.repeats, arguments.steps)
     middle = {name: statistics.median(values) for name, values in found.items()}
     ratios = {f"{name} / parts": middle[name] / sum(middle[part] for part in parts) for name, parts in sums.items()}
+    for name in sums:
+        if inner := [part for part in middle if part.startswith(f"  in {name}: ")]:
+            parts = [part for part in sums[name] if part != f"part: {name}"]
+            ratios[f"{name} / parts, imitation left out"] = middle[name] / sum(
+                middle[part] for part in [*parts, *inner]
+            )
     ratios |= {"plain / torchvision": middle["plain"] / middle["torchvision"]} if "plain" in middle else {}
     for name, values in found.items():
         held = f"  {memory[name]:6.0f} MB" if name in memory else ""
