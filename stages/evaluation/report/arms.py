@@ -75,9 +75,7 @@ class Arm:
     @property
     def methods(self) -> str:
         """Which methods helped."""
-        trained = self.group.one
-        assert isinstance(trained, DistilledCheckpoint)
-        return " + ".join(str(method["name"]) for method in trained.methods.values())
+        return " + ".join(str(method["name"]) for method in _methods(self).values())
 
     @property
     def favoured(self) -> bool:
@@ -111,6 +109,13 @@ class Experiment:
     """Gain of the first over the second."""
     images: int
     samples: int
+
+    @property
+    def ablations(self) -> list[tuple[Arm, Arm, Estimate]]:
+        """Arms beside arms that lack a part of their help and have nothing else: what the part adds."""
+        arms = {arm.name: arm for arm in self.arms}
+        pairs = ((arms[whole], arms[part], gain) for (whole, part), gain in self.between.items())
+        return [(whole, part, gain) for whole, part, gain in pairs if lacks(_methods(part), _methods(whole))]
 
     @property
     def compared(self) -> list[Arm]:
@@ -240,6 +245,22 @@ def _unequal(group: Group, other: Group, same_length: bool) -> list[str]:
     return list(found)
 
 
+def _methods(arm: Arm) -> dict[str, dict[str, Any]]:
+    trained = arm.group.one
+    assert isinstance(trained, DistilledCheckpoint)
+    return trained.methods
+
+
+def lacks(part: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
+    """Whether settings of methods differ from others only in methods that are not there, and in what is 0 or off."""
+    if part == whole or not part.keys() <= whole.keys():
+        return False
+    flat = [
+        {f"{name}.{key}": value for name, one in all_.items() for key, value in one.items()} for all_ in (part, whole)
+    ]
+    return all(not value or value == flat[1].get(key) for key, value in flat[0].items())
+
+
 def _aps(group: Group) -> list[float | None]:
     return [rounded(run.row.statistics["ap"], 4) for run in group.runs.values()]
 
@@ -259,7 +280,5 @@ def verdict(found: Experiment) -> str:
     shown = [arm for arm in compared if arm.gain and arm.gain.shown]
     best = max(compared, key=lambda arm: arm.gain.mean if arm.gain else 0.0)
     assert best.gain is not None
-    return (
-        f"{len(shown)} of {counted(len(found.arms), 'arm')} show a gain over the control; the largest, "
-        f"{best.name}: {best.gain.sentence}"
-    )
+    share = f"{len(shown) or 'none'} of {counted(len(found.arms), 'arm')}"
+    return f"a gain over the control is shown by {share}; the largest is that of {best.name}: {best.gain.sentence}"

@@ -47,8 +47,12 @@ def _gain(gain: Estimate | None) -> str:
 
 def arms(found: Experiment) -> Section:
     """Picture, table, and each arm in words."""
-    sentences = [f"{arm.name}: {arm.gain.sentence}{_at_equal_time(arm)}" for arm in found.compared if arm.gain]
-    sentences += [f"{arm.name} is not compared: {arm.refused}" for arm in found.arms if arm.refused]
+    sentences = [f"arm {arm.name}: {arm.gain.sentence}{_at_equal_time(arm)}" for arm in found.compared if arm.gain]
+    sentences += [
+        f"arm {whole.name} over {part.name}, which is the same with less help: {gain.sentence}"
+        for whole, part, gain in found.ablations
+    ]
+    sentences += [f"arm {arm.name} is not compared: {arm.refused}" for arm in found.arms if arm.refused]
     tables = [arms_table(found)]
     if found.between:
         tables.append(_between(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from deploy.gain import resample
 from stages import report
 from stages.artifacts.checkpoint import DistilledCheckpoint
-from stages.evaluation.report.arms import Experiment, experiment, group_of, verdict
+from stages.evaluation.report.arms import Experiment, experiment, group_of, lacks, verdict
 from stages.evaluation.report.estimate import estimate
 from stages.evaluation.report.evidence import Evidence, Roles
 from stages.evaluation.report.sections import audit
@@ -115,12 +116,48 @@ def test_arms_are_compared_with_one_another_on_common_seeds(arm_story: Any) -> N
     assert found.between["much", "none"].shown
 
 
-def test_a_wrong_verdict_is_not_given(arm_story: Any) -> None:
+def test_the_verdict_counts_the_gains_that_are_shown(arm_story: Any, story_parts: Any) -> None:
     found = found_in(arm_story)
     shown = sum(arm.gain is not None and arm.gain.shown for arm in found.arms)
-    best = found.arms[0]
-    assert best.gain is not None
-    assert verdict(found) == f"{shown} of 3 arms show a gain over the control; the largest, much: {best.gain.sentence}"
+    best = found.arms[0].gain
+    assert best is not None
+    assert shown > 0
+    said = f"a gain over the control is shown by {shown} of 3 arms; the largest is that of much: {best.sentence}"
+    assert verdict(found) == said
+    alike = [dataclasses.replace(arm, gain=dataclasses.replace(best, mean=0.0, low=-0.1)) for arm in found.arms]
+    assert "is shown by none of 3 arms" in verdict(dataclasses.replace(found, arms=alike))
+
+
+HEAD = {"name": "head", "akd": 0.3, "ckd": 0.3, "assistant": {"name": "rcnn"}}
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "is_part"),
+    [
+        ({"head": HEAD}, {"head": HEAD, "pkd": {"name": "pkd"}}, True),
+        ({"head": {**HEAD, "akd": 0, "ckd": 0.0}}, {"head": HEAD}, True),
+        ({"head": {**HEAD, "ckd": 0}}, {"head": HEAD, "pkd": {"name": "pkd"}}, True),
+        ({"head": HEAD}, {"head": {**HEAD, "ckd": 0}}, False),
+        ({"head": HEAD}, {"head": HEAD}, False),
+        ({"head": {**HEAD, "akd": 0.1}}, {"head": HEAD}, False),
+        ({"pkd": {"name": "pkd"}}, {"head": HEAD}, False),
+    ],
+)
+def test_an_ablation_lacks_a_part_and_has_nothing_else(part: Any, whole: Any, is_part: bool) -> None:
+    assert lacks(part, whole) is is_part
+
+
+def test_what_a_part_adds_is_said(arm_story: Any, story_parts: Any) -> None:
+    for one in list(arm_story.checkpoints):
+        methods = {"much": {"head": HEAD}, "none": {"head": {**HEAD, "akd": 0, "ckd": 0}}}.get(
+            one.name.partition("[")[0]
+        )
+        if methods:
+            changed(arm_story, story_parts, one.name, methods=methods)
+    found = found_in(arm_story)
+    ((whole, part, gain),) = found.ablations
+    assert (whole.name, part.name, gain) == ("much", "none", found.between["much", "none"])
+    assert f"arm much over none, which is the same with less help: {gain.sentence}" in arms(found).sentences
 
 
 @pytest.mark.parametrize(
@@ -137,7 +174,7 @@ def test_arms_of_another_budget_are_refused(arm_story: Any, story_parts: Any, va
     assert said in arm.refused
     assert (arm.gain, arm.gain_over_longer) == (None, None)
     section = arms(found_in(arm_story))
-    assert section.sentences[-1] == f"once is not compared: {arm.refused}"
+    assert section.sentences[-1] == f"arm once is not compared: {arm.refused}"
 
 
 def test_settings_of_training_are_part_of_the_budget(arm_story: Any) -> None:
