@@ -49,6 +49,32 @@ class Gain:
         return asdict(self)
 
 
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """AP of each of M models on all images, and on S draws of as many images with replacement, the same for every model."""
+
+    ap_M: NDArray[np.float64]
+    drawn_MS: NDArray[np.float64]
+    """Draws without any ground truth are left out: they have no AP."""
+    images: int
+
+
+def resample(models: Sequence[Sequence[Result]], annotations: Path, samples: int = 1000, seed: int = 0) -> Resampled:
+    """AP of every model, given by its results, under the same draws of images.
+
+    Raises DeployError when the annotations hold no ground truth.
+    """
+    found = [_matches(results, Path(annotations)) for results in models]
+    images = found[0].images
+    ones = np.ones((1, images), np.int64)
+    ap_M = np.array([average_precision(one, ones)[0] for one in found])
+    if np.isnan(ap_M).any():
+        raise DeployError(f"{annotations}: there is no ground truth, hence no AP")
+    draws_SI = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), samples)
+    drawn_MS = np.stack([average_precision(one, draws_SI) for one in found])
+    return Resampled(ap_M, drawn_MS[:, ~np.isnan(drawn_MS).any(axis=0)], images)
+
+
 def paired_bootstrap(
     results_a: Sequence[Result],
     results_b: Sequence[Result],
@@ -62,15 +88,9 @@ def paired_bootstrap(
     It covers the choice of images, not that of the training seed. Raises DeployError when the annotations hold no
     ground truth.
     """
-    a, b = (_matches(results, Path(annotations)) for results in (results_a, results_b))
-    ones = np.ones((1, a.images), np.int64)
-    ap_a, ap_b = float(average_precision(a, ones)[0]), float(average_precision(b, ones)[0])
-    if np.isnan(ap_a) or np.isnan(ap_b):
-        raise DeployError(f"{annotations}: there is no ground truth, hence no AP")
-    drawn = np.random.default_rng(seed).multinomial(a.images, np.full(a.images, 1 / a.images), samples)
-    # A draw without any ground truth has no AP; it says nothing about the difference.
-    differences = average_precision(b, drawn) - average_precision(a, drawn)
-    differences = differences[~np.isnan(differences)]
+    found = resample((results_a, results_b), annotations, samples, seed)
+    ap_a, ap_b = found.ap_M.tolist()
+    differences = found.drawn_MS[1] - found.drawn_MS[0]
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Gain(
         difference=ap_b - ap_a,
@@ -81,7 +101,7 @@ def paired_bootstrap(
         ap_b=ap_b,
         confidence=confidence,
         samples=samples,
-        images=a.images,
+        images=found.images,
         seed=seed,
     )
 

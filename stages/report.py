@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ from pipeline.listing import columns
 from stages.artifacts.checkpoint import TrainedDetector
 from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel
-from stages.artifacts.reports import AccuracyReport, LatencyReport, Report
-from stages.evaluation.report import sections
-from stages.evaluation.report.chain import Hop, chains, distinct, explained, hops
+from stages.artifacts.reports import AccuracyReport, Gate, LatencyReport, Report
+from stages.evaluation.report.arms import Experiment, experiment
+from stages.evaluation.report.arms import verdict as arms_verdict
+from stages.evaluation.report.chain import Chain, Hop, chains, distinct, explained, hops
 from stages.evaluation.report.comparison import Comparison, compare
 from stages.evaluation.report.evidence import Evidence, Roles, stage_of
 from stages.evaluation.report.gates import Gates, failure, judge, junit, verdict
-from stages.evaluation.report.page import Page, html, markdown
+from stages.evaluation.report.page import Page, Section, html, markdown
+from stages.evaluation.report.sections import audit, results
+from stages.evaluation.report.sections.experiment import arms as arms_section
+from stages.evaluation.report.sections.experiment import arms_table, where_it_pays
 from stages.evaluation.report.teaching import teaching
 from stages.evaluation.report.wording import ap, megabytes, milliseconds, rounded, sentence, signed_ap
 
@@ -87,70 +92,135 @@ def run(
     models: list[ExportedModel],
 ) -> Report:
     """Write report.html, report.md, report.json, junit.xml and summary.txt; failed gates are the artifact's failures."""
-    roles = Roles(config.teacher, config.student, config.control, config.equal_time_control)
-    evidence = Evidence(data, accuracy, latency, checkpoints, models, roles)
+    evidence = Evidence(
+        data,
+        accuracy,
+        latency,
+        checkpoints,
+        models,
+        Roles(config.teacher, config.student, config.control, config.equal_time_control),
+    )
+    findings = find(config, evidence)
+    page = written_page(config, evidence, findings)
+    files = {
+        "report.html": html(page),
+        "report.md": markdown(page),
+        "report.json": json.dumps(recorded(evidence, findings, page), indent=1) + "\n",
+        "junit.xml": junit(findings.gates),
+        "summary.txt": summary(evidence, findings, page),
+    }
+    for name, text in files.items():
+        (directory / name).write_text(text, encoding="utf-8")
+    failures = tuple(failure(gate) for gate in findings.gates if not gate.passed)
+    return Report(gates=tuple(findings.gates), failures=failures)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found out from the evidence, before it is told."""
+
+    chains: Sequence[Chain]
+    hops: Sequence[Hop]
+    """Of all chains, each once."""
+    gain: Comparison
+    longer: Comparison
+    """The gain over the control of equal time."""
+    told: Sequence[Comparison | None]
+    """Both comparisons; None for one that nobody expects."""
+    experiment: Experiment | None
+    ships: bool
+    """False for an experiment alone, which has arms and no student to ship."""
+    gates: Sequence[Gate]
+
+
+def find(config: Config, evidence: Evidence) -> Findings:
+    """Compare all that can be compared, and judge."""
     found = chains(evidence)
     all_hops = distinct([hop for chain in found for hop in hops(chain, evidence)])
     gain = compare(evidence, config.control)
     longer = compare(evidence, config.equal_time_control)
-    gates = judge(config.gates, evidence, all_hops, gain, longer)
+    arms = experiment(evidence)
     told = [
         comparison if expected(config, evidence, part) else None
         for part, comparison in (("control", gain), ("equal_time_control", longer))
     ]
-    page = Page(
+    ships = arms is None or expected(config, evidence, "student")
+    gates = judge(config.gates, evidence, all_hops, gain, longer)
+    return Findings(found, all_hops, gain, longer, told if ships else [None, None], arms, ships, gates)
+
+
+def written_page(config: Config, evidence: Evidence, findings: Findings) -> Page:
+    """The report, section by section, in the order in which a reader decides."""
+    return Page(
         title="Headstart report",
-        verdict=verdict(gates),
-        passed=all(gate.passed for gate in gates) if gates else None,
-        lead=lead(told, hops(found[0], evidence) if found else []),
-        facts=facts(evidence, gain),
-        gates=gates,
+        verdict=verdict(findings.gates),
+        passed=all(gate.passed for gate in findings.gates) if findings.gates else None,
+        lead=lead(findings, evidence),
+        facts=facts(evidence, findings.gain),
+        gates=findings.gates,
         sections=[
-            sections.models(evidence),
-            sections.chain(found, evidence),
-            *([sections.gain(*told)] if any(told) else []),
-            *([sections.advantage(evidence)] if expected(config, evidence, "teacher") else []),
-            sections.classes(evidence),
-            sections.training(evidence),
+            *experiment_sections(findings.experiment),
+            results.models(evidence, findings.ships),
+            *(student_sections(config, evidence, findings) if findings.ships else []),
+            audit.training(evidence),
             *([taught] if (taught := teaching(evidence)) else []),
-            sections.latency(evidence),
-            sections.proofs(evidence),
-            sections.images(evidence, config.images),
-            sections.provenance(evidence),
+            *([audit.latency(evidence), audit.proofs(evidence)] if findings.ships else []),
+            audit.images(evidence, config.images),
+            audit.provenance(evidence),
         ],
     )
-    record = {
+
+
+def experiment_sections(found: Experiment | None) -> list[Section]:
+    """The arms, and where distillation pays if that was varied."""
+    if found is None:
+        return []
+    pays = where_it_pays(found)
+    return [arms_section(found), *([pays] if pays else [])]
+
+
+def student_sections(config: Config, evidence: Evidence, findings: Findings) -> list[Section]:
+    """What is told of the one student that ships."""
+    return [
+        results.chain(findings.chains, evidence),
+        *([results.gain(*findings.told)] if any(findings.told) else []),
+        *([results.advantage(evidence)] if expected(config, evidence, "teacher") else []),
+        results.classes(evidence),
+    ]
+
+
+def recorded(evidence: Evidence, findings: Findings, page: Page) -> dict[str, Any]:
+    """All numbers, for report.json."""
+    longer = findings.told[1]
+    arms = findings.experiment
+    return {
         "verdict": page.verdict,
         "rows": [row_record(evidence, index) for index in range(len(evidence.rows))],
-        "gates": [gate.model_dump() for gate in gates],
+        "gates": [gate.model_dump() for gate in findings.gates],
         "hops": [
             {name: rounded(value) if isinstance(value, float) else value for name, value in hop.model_dump().items()}
-            for hop in all_hops
+            for hop in findings.hops
         ],
-        "gain": {**gain.to_dict(), "equal_time": told[1].to_dict() if told[1] else None},
+        "gain": {**findings.gain.to_dict(), "equal_time": longer.to_dict() if longer else None},
+        "arms": [arm.to_dict() for arm in arms.arms] if arms else [],
+        "arms_between": [
+            {"arm": a, "other": b, **gain.to_dict()} for (a, b), gain in (arms.between if arms else {}).items()
+        ],
     }
-    written = {
-        "report.html": html(page),
-        "report.md": markdown(page),
-        "report.json": json.dumps(record, indent=1) + "\n",
-        "junit.xml": junit(gates),
-        "summary.txt": summary(evidence, page),
-    }
-    for name, text in written.items():
-        (directory / name).write_text(text, encoding="utf-8")
-    return Report(gates=tuple(gates), failures=tuple(failure(gate) for gate in gates if not gate.passed))
 
 
-def lead(told: Sequence[Comparison | None], shipped: Sequence[Hop]) -> list[str]:
-    """What to know before all else: the gain over both controls, and what the hops of the file that ships lost."""
-    known = [one for one in told if one]
+def lead(findings: Findings, evidence: Evidence) -> list[str]:
+    """What to know before all else: how the arms did, the gain over both controls, what the shipped file's hops lost."""
+    known = [one for one in findings.told if one]
     compared = [f"against {one.control}: {one.sentence}" for one in known if one.pairs]
-    return [*(compared or [one.sentence for one in known[:1]]), *(explained(shipped)[-1:] if shipped else [])]
+    arms = [arms_verdict(findings.experiment)] if findings.experiment else []
+    shipped = hops(findings.chains[0], evidence) if findings.ships and findings.chains else []
+    return [*arms, *(compared or [one.sentence for one in known[:1]]), *(explained(shipped)[-1:] if shipped else [])]
 
 
 def facts(evidence: Evidence, gain: Comparison) -> list[tuple[str, str]]:
     """The numbers to see at once."""
-    row = sections.shipped(evidence)
+    row = results.shipped(evidence)
     if row is None:
         return []
     found = [(ap(row.statistics.get("ap")), f"AP of {row.name}")]
@@ -176,10 +246,12 @@ def row_record(evidence: Evidence, index: int) -> dict[str, Any]:
     return record | {"latency": timed.model_dump(mode="json", include=measured) if timed else None}
 
 
-def summary(evidence: Evidence, page: Page) -> str:
-    """The result for the terminal: the table, the gain, the gates."""
-    table = sections.result_table(evidence)
-    lines = list(columns([table.head, *table.rows]))
+def summary(evidence: Evidence, findings: Findings, page: Page) -> str:
+    """The result for the terminal: the tables, the gain, the gates."""
+    arms = findings.experiment
+    tables = [arms_table(arms)] if arms else []
+    tables += [] if arms and results.shipped(evidence) is None else [results.result_table(evidence)]
+    lines = [line for table in tables for line in (*columns([table.head, *table.rows]), "")][:-1]
     if any(not timed.reliable for timed in evidence.latency_rows):
         lines.append(sentence(f"? marks times that the machine disturbed; {evidence.measure_again}"))
     lines += ["", *(sentence(one) for one in page.lead)]

@@ -10,6 +10,7 @@ from stages.training.session import SessionConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+EXPERIMENTS = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
 FILES = {"annotations", "weights", "backbone_weights"}  # settings that name a file
 LENGTH = {"steps", "epochs", "validate_every"}
 
@@ -75,6 +76,52 @@ def test_the_longer_control_is_only_longer(nodes):
 def test_its_head_says_how_to_run_it(config):
     head = [line for line in config.read_text().splitlines() if line.startswith("#")]
     assert any(f"pipeline run configs/{config.name}" in line for line in head)
+
+
+def without_seed(axes):
+    return {name: value for name, value in axes.items() if name != "seed"}
+
+
+@pytest.mark.parametrize("config", EXPERIMENTS, indirect=True, ids=lambda path: path.stem)
+def test_every_arm_has_the_control_of_its_budget(nodes, config):
+    arms = [node for node in nodes.values() if node.uses == "distill"]
+    plain = [node for node in nodes.values() if node.uses == "train" and node.entry != "teacher"]
+    assert len({(arm.entry, *without_seed(arm.axes).items()) for arm in arms}) > 1, "one arm is no experiment"
+    for arm in arms:
+        (control,) = [node for node in plain if recipe(node) == recipe(arm)]
+        assert control.config.detector.dump() == arm.config.student.dump()
+        assert control.entry == "control"
+
+
+@pytest.mark.parametrize("config", EXPERIMENTS, indirect=True, ids=lambda path: path.stem)
+def test_an_experiment_trains_side_by_side_measures_and_tells(nodes, config):
+    assert {node.uses for node in nodes.values()} == {"dataset", "train", "distill", "validate", "report"}
+    assert graph.load(config, (), "stages").jobs == 2
+
+
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_is_stated_beforehand(config):
+    head = [line for line in config.read_text().splitlines() if line.startswith("#")]
+    assert any(f"pipeline run configs/experiments/{config.name}" in line for line in head)
+    assert "# STATED BEFOREHAND" in head
+    for what in ("resolution", "steps", "learning rate", "minutes", "detectable"):
+        assert any(line.startswith(f"# {what}  ") for line in head), what
+    assert not any("@" in line for line in head)
+
+
+@pytest.mark.parametrize(
+    "config", [path for path in EXPERIMENTS if "methods" in path.stem], indirect=True, ids=lambda p: p.stem
+)
+def test_methods_are_compared_on_three_seeds_and_at_equal_time(nodes, config):
+    arms = {node.entry for node in nodes.values() if node.uses == "distill"}
+    assert arms >= {"assistant", "pkd", "head", "head_pkd"}
+    seeds = {
+        entry: {node.axes["seed"] for node in nodes.values() if node.entry == entry} for entry in (*arms, "control")
+    }
+    assert all(seeds[entry] == {0, 1, 2} for entry in ("control", "assistant", "pkd", "head"))
+    longer = nodes["control_equal_time[seed=0]"]
+    assert recipe(longer, LENGTH) == recipe(nodes["control[seed=0]"], LENGTH)
+    assert longer.config.steps > nodes["control[seed=0]"].config.steps
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def fairness(comparison: Comparison, same_length: bool) -> list[str]:
         return []
     found: dict[str, None] = {}
     for student, control in known:
-        found |= dict.fromkeys(_differences(student, control, same_length))
+        found |= dict.fromkeys(differences(student, control, same_length))
     recorded = all(trained.provenance.get("settings") for pair in known for trained in pair)
     checked = "detector, labelled images, seed" + (", iterations" if same_length else "")
     checked += " and settings of training" if recorded else " (their other settings are not recorded)"
@@ -219,7 +219,7 @@ def fairness(comparison: Comparison, same_length: bool) -> list[str]:
     )
 
 
-def _differences(student: TrainedDetector, control: TrainedDetector, same_length: bool) -> Iterator[str]:
+def differences(student: TrainedDetector, control: TrainedDetector, same_length: bool) -> Iterator[str]:
     fields = {"labelled images": "images", "seed": "seed"} | ({"iterations": "iterations"} if same_length else {})
     for name, attribute in fields.items():
         a, b = getattr(student, attribute), getattr(control, attribute)

@@ -57,6 +57,11 @@ class Evidence:
         return [row for report in self.latency for row in report.rows]
 
     @cached_property
+    def trainings(self) -> list[TrainedDetector]:
+        """Every training once: a pruned student was not trained again."""
+        return [one for one in self.checkpoints if one.metrics is not None]
+
+    @cached_property
     def exported(self) -> list[AccuracyRow]:
         """Rows of AP of files that ship."""
         return [row for row in self.rows if row.kind == "exported"]

@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.evaluation.report.evidence import stage_of
+from stages.evaluation.report.estimate import Estimate
+from stages.evaluation.report.evidence import Evidence, stage_of
 
 COLOURS = ("#2563eb", "#d97706", "#0f766e", "#9333ea", "#92400e", "#4b5563", "#65a30d", "#0891b2", "#be185d", "#dc2626")
 _MEASURED = "DejaVu Sans"  # comes with matplotlib, and is wider than what the page then shows: nothing overlaps
@@ -42,6 +43,26 @@ _STYLE: Any = {  # matplotlib types the keys one by one
 }
 _POINTS = 150  # of one line: more cannot be seen at this size
 Series = tuple[Sequence[float], Sequence[float]]  # x, y
+Points = Mapping[float, Sequence[float]]  # x, and every y that was measured there
+
+
+def stage_colours(evidence: Evidence) -> dict[str, str]:
+    """A stage has one colour in every plot."""
+    roles = evidence.roles
+    known = [
+        roles.student,
+        roles.control,
+        evidence.exported[0].name if evidence.exported else "",
+        "",
+        roles.equal_time_control,
+        roles.teacher,
+    ]
+    colours = {stage_of(name): colour for name, colour in zip(known, COLOURS, strict=False) if name}
+    names = [row.name for row in evidence.rows] + [checkpoint.name for checkpoint in evidence.checkpoints]
+    stages = [stage_of(name) for name in names]
+    free = [colour for colour in COLOURS if colour not in colours.values()]
+    others = [stage for stage in dict.fromkeys(stages) if stage not in colours]
+    return colours | {stage: free[index % len(free)] for index, stage in enumerate(others)}
 
 
 def read_metrics(file: Path) -> dict[str, Series]:
@@ -123,6 +144,58 @@ def dots(values: Mapping[str, Sequence[float]], colours: Mapping[str, str], labe
         _named_rows(panel, list(values))
         panel.set_xlim(0, 1.08 * max(max(numbers) for numbers in values.values()) or 1)
         panel.set_xlabel(label)
+        return _svg(figure)
+
+
+def intervals(gains: Mapping[str, Sequence[Estimate]], labels: Sequence[str], label: str) -> str:
+    """One row a name, one bar an estimate, its seeds as small dots; the line at 0 is no gain. AP times 100."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 0.95 + 0.42 * len(gains)), layout="constrained")
+        panel = figure.subplots()
+        panel.axvline(0, color="#111827", linewidth=0.9)
+        for row, estimates in enumerate(gains.values()):
+            for number, (one, colour) in enumerate(zip(estimates, COLOURS, strict=False)):
+                y = row + 0.26 * (number - (len(estimates) - 1) / 2)
+                name = labels[number] if labels[number] not in panel.get_legend_handles_labels()[1] else None
+                reach = [[100 * (one.mean - one.low)], [100 * (one.high - one.mean)]]
+                panel.errorbar(
+                    100 * one.mean, y, xerr=reach, fmt="o", markersize=6, capsize=3, color=colour, label=name, zorder=3
+                )
+                if len(one.gains) > 1:
+                    panel.scatter(
+                        [100 * gain for gain in one.gains], [y] * len(one.gains), s=9, color="#111827", zorder=4
+                    )
+        _named_rows(panel, list(gains))
+        panel.set_xlabel(label)
+        figure.legend(loc="outside upper left", ncols=len(labels))
+        return _svg(figure)
+
+
+def curves(panels: Mapping[str, Mapping[str, Points]], label: str) -> str:
+    """One panel a title, one line a name through the means at each x, all values as dots; x is logarithmic, y AP x 100."""
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    colours = dict(zip(names, COLOURS * (len(names) // len(COLOURS) + 1), strict=False))
+    columns = min(4, len(panels))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 2.9 * -(-len(panels) // columns) + 0.3), layout="constrained")
+        axes = list(figure.subplots(-(-len(panels) // columns), columns, squeeze=False, sharey=True).flat)
+        for panel, (title, lines) in zip(axes, panels.items(), strict=False):
+            panel.set_title(title)
+            panel.set_xscale("log")
+            for name, points in lines.items():
+                means = [100 * float(np.mean(values)) for values in points.values()]
+                panel.plot(list(points), means, marker="o", markersize=4, color=colours[name], label=name)
+                for x, values in points.items():
+                    panel.scatter([x] * len(values), [100 * value for value in values], s=10, color=colours[name])
+            ticks = sorted({x for points in lines.values() for x in points})
+            panel.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+            panel.minorticks_off()
+            panel.set_ylim(bottom=0)
+            panel.set_xlabel(label)
+        for empty in axes[len(panels) :]:
+            empty.set_visible(False)
+        axes[0].set_ylabel("AP")
+        axes[0].legend(loc="best", handlelength=1.2)
         return _svg(figure)
 
 

@@ -26,9 +26,9 @@ def interval(low: float, high: float) -> str:
     return f"[{ap(low)}, {ap(high)}]"
 
 
-def rounded(value: float | None) -> float | None:
+def rounded(value: float | None, digits: int = 3) -> float | None:
     """For JSON."""
-    return None if value is None else round(value, 3)
+    return None if value is None else round(value, digits)
 
 
 def millions(count: float) -> str:

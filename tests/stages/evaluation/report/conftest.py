@@ -302,6 +302,14 @@ def empty(tmp_path: Path, data: Dataset) -> Story:
     return Story(tmp_path / "made", data)
 
 
+@pytest.fixture(scope="module")
+def shared_empty(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """Nothing measured yet; for a module's tests to share what one of its fixtures makes of it."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "made").mkdir()
+    return Story(folder / "made", make_data(folder / "data"))
+
+
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Story:
     """One seed, everything measured; shared, not to be changed."""

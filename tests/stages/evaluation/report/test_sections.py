@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from stages.evaluation.report import sections
 from stages.evaluation.report.comparison import Comparison
 from stages.evaluation.report.evidence import Evidence, Roles
+from stages.evaluation.report.sections import audit, results
 
 ROLES = Roles("teacher", "student", "control", "control_equal_time")
 
@@ -22,7 +22,7 @@ def test_a_loss_that_never_taught_is_said(story: Any) -> None:
     lines = [{"step": step, "student/cls": 1.0, "head/ckd": 0.0, "lr": 0.0} for step in (10, 20)]
     distilled.path("metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     story.checkpoints = [distilled]
-    assert sections.training(evidence_of(story)).sentences == [
+    assert audit.training(evidence_of(story)).sentences == [
         "loss head/ckd of distilled was 0 throughout: it taught nothing"
     ]
 
@@ -32,17 +32,17 @@ def test_disturbed_latency_is_called_unreliable_wherever_it_stands(story: Any) -
     story.time("onnx", reliable=False, evidence={"reasons": ["the clock fell"]})
     evidence = evidence_of(story)
     assert (
-        sections.latency(evidence)
+        audit.latency(evidence)
         .sentences[1]
         .startswith("model onnx: UNRELIABLE, do not quote it: the clock fell; to measure again")
     )
-    assert sections.result_table(evidence).rows[-1][-2:] == ("4.40 ?", "5.50 ?")
+    assert results.result_table(evidence).rows[-1][-2:] == ("4.40 ?", "5.50 ?")
 
 
 def test_percentiles_that_were_not_measured_stay_empty(story: Any) -> None:
     story.latency_rows.clear()
     story.time("onnx", p99=None)
-    (table,) = sections.latency(evidence_of(story)).tables
+    (table,) = audit.latency(evidence_of(story)).tables
     assert table.rows[-1] == ("end to end", "4.40", "4.40", "4.84", "5.28", "-", "200")
 
 
@@ -51,27 +51,27 @@ def test_a_teacher_that_was_only_loaded(story: Any, story_parts: Any) -> None:
     story.checkpoints = [
         story_parts.changed(one, loaded) if one.name == "teacher" else one for one in story.checkpoints
     ]
-    said = sections.advantage(evidence_of(story)).sentences
+    said = results.advantage(evidence_of(story)).sentences
     assert "weights were loaded, not trained here" in said[0]
     assert not any("iterations" in one for one in said)
 
 
 def test_absent_training_is_said(story: Any) -> None:
     story.checkpoints.clear()
-    (said,) = sections.advantage(evidence_of(story)).sentences
+    (said,) = results.advantage(evidence_of(story)).sentences
     assert said == "not told: the training of teacher and student is not wired into this report"
 
 
 def test_results_of_older_code_are_said(story: Any) -> None:
     story.provenance("teacher", adopted_from={"key": "f" * 64, "code": "e" * 64})
-    section = sections.provenance(evidence_of(story))
+    section = audit.provenance(evidence_of(story))
     assert section.sentences[0] == f"node teacher was made by older code and kept on request (key {'f' * 16})"
     assert any("torch 2.15.0" in one for one in section.sentences)
     assert "data: 3 boxes lie partly outside their image: clipped" in section.sentences
 
 
 def test_class_means_over_seeds(three_seeds: Any) -> None:
-    section = sections.classes(evidence_of(three_seeds))
+    section = results.classes(evidence_of(three_seeds))
     (table,) = section.tables
     assert table.head == (
         "class",
@@ -90,7 +90,7 @@ def test_class_means_over_seeds(three_seeds: Any) -> None:
 
 
 def test_missing_equal_time_control_is_said() -> None:
-    section = sections.gain(
+    section = results.gain(
         Comparison("control", missing="m"), Comparison("control_equal_time", missing="nobody ran it")
     )
     assert section.strong == "gain over control not measured: m"
@@ -98,7 +98,7 @@ def test_missing_equal_time_control_is_said() -> None:
 
 
 def test_proofs_in_words(story: Any) -> None:
-    pruned, exported, size = sections.proofs(evidence_of(story)).sentences
+    pruned, exported, size = audit.proofs(evidence_of(story)).sentences
     assert pruned.startswith("pruning student: 40 tensors of assistants and adapters removed (365 k numbers, 1.46 MB)")
     assert "bit for bit what the student gave before, on 8 images" in pruned
     assert "700 detections in 32 images matched" in exported
