@@ -129,7 +129,7 @@ def experiment(evidence: Evidence, samples: int = 1000) -> Experiment | None:
     helped = [group for group in groups if isinstance(group.one, DistilledCheckpoint)]
     if len(helped) < 2:
         return None
-    teachers = {teacher for group in helped for run in group.runs.values() if (teacher := _teacher(run.trained))}
+    teachers = {key for group in helped for run in group.runs.values() for key in _teachers(run.trained)}
     plain = [group for group in groups if group not in helped and group.one.key not in teachers]
     rows = {run.row.key: run.row for group in [*helped, *plain] for run in group.runs.values()}
     drawn = resample([evidence.results(row) for row in rows.values()], evidence.data.annotations("val"), samples)
@@ -190,8 +190,9 @@ def _row(trained: TrainedDetector, evidence: Evidence) -> AccuracyRow | None:
     return row if row is not None and row.statistics.get("ap") is not None else None
 
 
-def _teacher(trained: TrainedDetector) -> str:
-    return trained.teacher if isinstance(trained, DistilledCheckpoint) else ""
+def _teachers(trained: TrainedDetector) -> list[str]:
+    """Keys of those who taught it."""
+    return [one.key for one in trained.teachers] if isinstance(trained, DistilledCheckpoint) else []
 
 
 def _arm(
