@@ -98,6 +98,7 @@ def run(folder, before=""):
     """`pipeline run` of the student alone in a process; returns it finished."""
     code = f"{before}\nfrom pipeline.__main__ import main\nimport sys\nsys.exit(main())\n"
     overrides = [part for key, value in SMALL.items() for part in ("--set", f"stages.{key}={value}")]
+    overrides += ["--set", "jobs=1"]  # in this very process, where the points are planted
     command = [sys.executable, "-P", "-c", code, "run", str(QUICKSTART), "--to", "student", *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
