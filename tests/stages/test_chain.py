@@ -93,13 +93,15 @@ def test_prune_proves_that_the_student_is_alone(student, distilled):
 def test_no_teacher_is_needed(tmp_path, digits, student_settings):
     """TF-HEAD: distilled, pruned with proof and measured, and no teacher anywhere."""
     rcnn = {"assistant": {"name": "rcnn", "head": {"hidden": 16, "sampling_ratio": 1}}, "ckd": 1.3}
-    methods = {"tf": {"name": "tf_head", "rois": 8, "proposals": 16, "warmup": 1, "assistants": {"rcnn": rcnn}}}
+    fcos = {"assistant": {"name": "fcos", "weight": 0.5, "head": {"convs": 1, "reach": 2}}}
+    assistants = {"rcnn": rcnn, "fcos": fcos}
+    methods = {"tf": {"name": "tf_head", "rois": 8, "proposals": 16, "warmup": 1, "assistants": assistants}}
     config = {"student": student_settings, "methods": methods, "probes": 2, "images": 20, **TRAINING}
     distilled = make(tmp_path, "distilled", distill, config, data=digits)
     assert distilled.teachers == ()
     assert distilled.methods_flops > 0
     rows = [json.loads(line) for line in distilled.path("metrics.jsonl").read_text().splitlines()]
-    assert {"student/cls", "tf/rcnn_cls", "tf/rcnn_box", "tf/rcnn_ckd"} <= rows[-1].keys()
+    assert {"student/cls", "tf/rcnn_cls", "tf/rcnn_box", "tf/rcnn_ckd", "tf/fcos_box", "tf/fcos_ckd"} <= rows[-1].keys()
     student = make(tmp_path, "student", prune, {}, checkpoint=distilled, data=digits)
     assert set(student.proof.removed) == {"tf.assistants", "tf.ckd_adapters"}
     accuracy = make(tmp_path, "accuracy", validate, {}, data=digits, checkpoints=[distilled, student], models=[])

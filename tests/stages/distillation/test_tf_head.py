@@ -290,6 +290,7 @@ def test_a_two_stage_student_is_refused_before_any_training(teacher_settings):
 
 def test_no_teacher_is_needed_and_one_of_other_methods_is_no_matter(student_settings, teacher_settings):
     class Node:
+        name = "teacher"
         config = train.Config(detector=teacher_settings, steps=1)
 
     assert list(distill.check(config_with(student_settings, {}), {})) == []
