@@ -8,7 +8,7 @@ take turns within each repeat, and medians over repeats are compared. A part is 
 the sum counts each piece of work once:
 
     student's step + teacher's features + teacher's heads + the method alone, in which are
-    proposals + sampling + teacher's head on the RoIs + assistant (forward, own loss, backward)
+    proposals + sampling + teacher's head on the RoIs + assistants (forward, own loss, backward)
 
 Memory is what a process that makes two steps holds at most, beyond what it held before. Exit code 3 where a method
 costs more than 1.05 times the sum of its parts, or a plain step more than torchvision's.
@@ -39,8 +39,9 @@ from deploy.machine import machine
 from pipeline import lookup
 from pipeline.config import Choice
 from pipeline.errors import PipelineError, UserError
-from stages.detection.detector import DensePredictions, Detector, RoIDetector, Targets
-from stages.detection.proposals import sample_rois
+from stages.detection.detector import DensePredictions, Detector, ProposalSettings, Targets
+from stages.detection.proposals import SamplingSettings, sample_rois
+from stages.distillation.assistant import Assistance, Assistant, RoISettings
 from stages.distillation.method import DistillationBatch, DistillationMethod
 from stages.distillation.task import DistillationTask
 from stages.training.clock import Clock
@@ -188,33 +189,34 @@ class Pair:
 
 def inner_parts(pair: Pair, method: Any) -> dict[str, Run]:
     """What happens inside a method that samples RoIs, each piece alone; nothing for others."""
-    if not hasattr(method, "proposal_settings"):
+    settings = method.config
+    if not isinstance(settings, RoISettings):
         return {}
     sizes, given = pair.targets.sizes, pair.given()
+    wanted = ProposalSettings(settings.proposals_before_nms, 0.7, settings.proposals)
+    found = pair.student.proposals(pair.predictions, sizes, wanted)
+    sampling = SamplingSettings(settings.rois)
+    settings.choose(given)  # the batch keeps its RoIs, so the assistants below find them
 
-    def proposals() -> Any:
-        return pair.student.proposals(pair.predictions, sizes, method.proposal_settings)
+    def proposals() -> None:
+        pair.student.proposals(pair.predictions, sizes, wanted)
 
-    found = proposals()
-    rois = sample_rois(found, pair.targets, method.sampling)
-    parts: dict[str, Run] = {
-        "proposals": lambda: proposals() and None,
-        "sampling": lambda: sample_rois(found, pair.targets, method.sampling) and None,
-    }
-    if isinstance(pair.teacher, RoIDetector) and method.needs_teacher:
+    def sampled() -> None:
+        sample_rois(found, pair.targets, sampling)
 
-        def teacher_on_rois() -> None:
-            with torch.no_grad():
-                pair.teacher.roi_head(pair.guide, rois)  # type: ignore[operator]
+    def asked(assistant: Assistant, assistance: Assistance) -> None:
+        with torch.no_grad():
+            assistant.ask(pair.teacher, pair.guide, assistance)
 
-        parts["teacher's head on the RoIs"] = teacher_on_rois
-    if hasattr(method, "assistant"):
+    def assisted(assistant: Assistant) -> None:
+        torch.stack(list(assistant(given, settings).losses.values())).sum().backward()
 
-        def assistant() -> None:
-            losses = method.assistant.loss(method.assistant(given.features, rois), rois)
-            torch.stack(list(losses.values())).sum().backward()
-
-        parts["assistant"] = assistant
+    parts: dict[str, Run] = {"proposals": proposals, "sampling": sampled}
+    for name, module in method.named_modules():
+        if isinstance(module, Assistant):
+            parts[name] = partial(assisted, module)
+            if method.needs_teacher:
+                parts["teacher's head"] = partial(asked, module, module(given, settings))
     return parts
 
 

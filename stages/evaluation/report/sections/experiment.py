@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from stages.evaluation.report import plots
-from stages.evaluation.report.arms import Arm, Experiment, Group, group_of, verdict
+from stages.evaluation.report.arms import Arm, Experiment, Group, group_of
 from stages.evaluation.report.estimate import Estimate
 from stages.evaluation.report.page import Plot, Section, Table
 from stages.evaluation.report.wording import MISSING, ap, counted, interval, listed, seconds, signed_ap
@@ -60,7 +60,7 @@ def arms(found: Experiment) -> Section:
     labels = ("at equal iterations", "at equal time, or more for the control")
     caption = "gain in AP over the control, with its interval; one small dot a seed"
     picture = [Plot(plots.intervals(bars, labels, "gain in AP over the control"), caption)] if bars else []
-    return Section("Arms against the control", verdict(found), sentences, tables, picture, notes=_notes(found))
+    return Section("Arms against the control", "", sentences, tables, picture, notes=_notes(found))
 
 
 def _at_equal_time(arm: Arm) -> str:

@@ -54,19 +54,25 @@ def found_in(story: Any, roles: Roles = ROLES) -> Experiment:
     return found
 
 
+@pytest.fixture(scope="module")
+def shared(shared_empty: Any) -> Any:
+    """An experiment of three arms, not to be changed."""
+    return make_experiment(shared_empty)
+
+
 @pytest.fixture
-def arm_story(empty: Any) -> Any:
-    """An experiment of three arms."""
-    return make_experiment(empty)
+def arm_story(shared: Any) -> Any:
+    """The same, whose lists may be changed; the files are shared."""
+    return dataclasses.replace(shared, rows=[*shared.rows], checkpoints=[*shared.checkpoints])
 
 
 @pytest.fixture(scope="module")
-def made(shared_empty: Any) -> tuple[Any, Path]:
-    """An experiment of three arms, and the folder that the stage wrote."""
-    story, out = make_experiment(shared_empty), shared_empty.folder.parent / "out"
+def made(shared: Any) -> tuple[Any, Path]:
+    """The experiment, and the folder that the stage wrote."""
+    out = shared.folder.parent / "out"
     out.mkdir()
-    report.run(report.Config(images=0), out, **story.inputs())
-    return story, out
+    report.run(report.Config(images=0), out, **shared.inputs())
+    return shared, out
 
 
 def changed(story: Any, parts: Any, name: str, **values: Any) -> None:
@@ -177,7 +183,8 @@ def test_arms_of_another_budget_are_refused(arm_story: Any, story_parts: Any, va
     assert section.sentences[-1] == f"arm once is not compared: {arm.refused}"
 
 
-def test_settings_of_training_are_part_of_the_budget(arm_story: Any) -> None:
+def test_settings_of_training_are_part_of_the_budget(empty: Any) -> None:
+    arm_story = make_experiment(empty, (0,))
     for name in ("control[seed=0]", "long[seed=0]"):
         arm_story.provenance(name, settings={"optimizer": {"lr": 0.01}, "batch_size": 16})
     arm_story.provenance("once[seed=0]", settings={"optimizer": {"lr": 0.02}, "batch_size": 8})
