@@ -304,6 +304,18 @@ def test_gradient_reaches_towers_neck_and_adapters_but_not_the_students_outputs(
     assert all(p.grad is None for p in teacher.parameters())
 
 
+def test_an_fcos_student_fits_but_is_no_teacher(trained, build, student_settings):
+    _, teacher, _, batch = trained
+    shared = {k: v for k, v in student_settings.items() if k not in ("anchor_scale", "aspect_ratios")}
+    student = build({**shared, "name": "fcos", "head_convs": 3}).train()
+    method = CrossKD(CrossKD.Config(), student, teacher)
+    sum(method(batch_of(student, teacher, batch.images_BCHW, batch.targets)).values()).backward()
+    towers = student.head.classification_head.conv, student.head.regression_head.conv
+    assert all(p.grad.isfinite().all() and p.grad.any() for tower in towers for p in tower[-1].parameters())
+    assert CrossKD.misfit(type(student), type(teacher)) is None
+    assert "was given RetinaNet and FCOS" in CrossKD.misfit(type(teacher), type(student))
+
+
 def test_each_loss_reaches_its_own_tower_only(trained):
     student, _, method, batch = trained
     method(batch)["cls"].backward()
