@@ -36,7 +36,7 @@ def test_a_cascade_teaches_a_faster_rcnn(tmp_path, digits, cascade_settings, tea
     settings = {**teacher_settings, "neck_channels": 24}  # another width, so that there is an adapter to drop
     head = {"name": "head", "assistant": "cascade", "akd": 1, "ckd": 0, "rois": 8, "proposals": 16}
     config = {"student": settings, "methods": {"pkd": {"name": "pkd"}, "head": head}, "probes": 3, **TRAINING}
-    taught = make(tmp_path, "taught", distill, config, data=digits, teacher=teacher)
+    taught = make(tmp_path, "taught", distill, config, data=digits, teacher=[teacher])
     student = make(tmp_path, "student", prune, {}, checkpoint=taught, data=digits)
     assert set(student.proof.removed) == {"pkd.adapters", "head.assistant", "head.akd_adapters"}
     assert student.proof.probes == 3
