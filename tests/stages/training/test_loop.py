@@ -311,6 +311,24 @@ def test_a_signal_while_batches_are_loaded_or_ap_is_measured(tmp_path):
     assert_same(again, whole)  # with the AP of step 5, which the interruption had kept from being written
 
 
+@pytest.mark.usefixtures("terminated")
+def test_an_ap_that_was_written_is_not_measured_again(tmp_path):
+    every = {"validate_every": 5}
+    whole = undisturbed(tmp_path / "whole", **every)
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+
+    def loading(first):
+        for number, batch in enumerate(batches(first), first):
+            if number == 5:  # right after the AP of the five steps before
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(Remembering(), config(ema=0.9, **every), 5, folder).fit(loading, lambda kept: {"val/ap": 0.5})
+    assert_same(continued(folder, **every), whole)
+
+
 def test_damage_to_the_newest_checkpoint_costs_steps_and_not_the_result(tmp_path):
     whole = undisturbed(tmp_path / "whole")
     folder = tmp_path / "killed"
