@@ -79,6 +79,7 @@ ROIS = {"proposals_before_nms": 128, "proposals": 64, "rois": 16}
 SETTINGS: dict[str, dict[str, Any]] = {
     "pkd": {"weight": 6},
     "head": {**ROIS, "akd": 0.3, "ckd": 0.3},
+    "crosskd": {"convs": 1},
     "tf_head": {
         **ROIS,
         "assistants": {
@@ -242,7 +243,7 @@ def arms(wanted: Sequence[str]) -> tuple[dict[str, Run], dict[str, tuple[str, ..
             try:
                 method = pair.method(name)
             except (UserError, PipelineError) as problem:
-                where.setdefault(name, f"not measured: {problem}")
+                where[name] = f"not measured: {problem}"
                 continue
             where[name] = label
             mark = "" if label == next(iter(PAIRS)) else f" ({label})"
