@@ -11,7 +11,8 @@ the sum counts each piece of work once:
     proposals + sampling + teacher's head on the RoIs + assistants (forward, own loss, backward)
 
 Memory is what a process that makes two steps holds at most, beyond what it held before. Exit code 3 where a method
-costs more than 1.05 times the sum of its parts, or a plain step more than torchvision's.
+costs more than 1.05 times the sum of its parts, or a plain step more than torchvision's. The sum without the imitation
+(adapters and their errors) has no limit: it is shown.
 """
 
 from __future__ import annotations
@@ -78,7 +79,15 @@ ROIS = {"proposals_before_nms": 128, "proposals": 64, "rois": 16}
 SETTINGS: dict[str, dict[str, Any]] = {
     "pkd": {"weight": 6},
     "head": {**ROIS, "akd": 0.3, "ckd": 0.3},
-    "tf_head": ROIS,
+    "crosskd": {"convs": 1},
+    "tf_head": {
+        **ROIS,
+        "assistants": {
+            "rcnn": {"assistant": {"name": "rcnn", "head": {"hidden": 128, "sampling_ratio": 1}}},
+            "fcos": {"assistant": {"name": "fcos", "weight": 0.5, "head": {"convs": 2}}},
+        },
+    },
+    "task_adaptive": {"classification": 0, "regression": 0},
 }
 TOGETHER = "head+pkd"
 
@@ -234,7 +243,7 @@ def arms(wanted: Sequence[str]) -> tuple[dict[str, Run], dict[str, tuple[str, ..
             try:
                 method = pair.method(name)
             except (UserError, PipelineError) as problem:
-                where.setdefault(name, f"not measured: {problem}")
+                where[name] = f"not measured: {problem}"
                 continue
             where[name] = label
             mark = "" if label == next(iter(PAIRS)) else f" ({label})"
@@ -316,9 +325,10 @@ def main() -> int:
     for name, values in found.items():
         held = f"  {memory[name]:6.0f} MB" if name in memory else ""
         print(f"{name:46} {middle[name]:8.1f} ms  ({min(values):.1f} to {max(values):.1f}){held}")
-    limits = {name: 1.0 if "torchvision" in name else LIMIT for name in ratios}
+    limits = {name: 1.0 if "torchvision" in name else LIMIT for name in ratios if "left out" not in name}
     for name, ratio in ratios.items():
-        print(f"{name:46} {ratio:8.3f}  limit {limits[name]:.2f}{'' if ratio <= limits[name] else '  EXCEEDED'}")
+        limit = f"limit {limits[name]:.2f}{'' if ratio <= limits[name] else '  EXCEEDED'}" if name in limits else ""
+        print(f"{name:46} {ratio:8.3f}  {limit}".rstrip())
     for name, label in where.items():
         print(f"{name:46} {label}")
     if arguments.out:
@@ -335,7 +345,7 @@ def main() -> int:
             "ratios": ratios,
         }
         arguments.out.write_text(json.dumps(record, indent=2) + "\n")
-    return 3 if any(ratio > limits[name] for name, ratio in ratios.items()) else 0
+    return 3 if any(ratios[name] > limit for name, limit in limits.items()) else 0
 
 
 if __name__ == "__main__":

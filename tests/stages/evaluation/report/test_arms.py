@@ -12,7 +12,7 @@ import pytest
 
 from deploy.gain import resample
 from stages import report
-from stages.artifacts.checkpoint import DistilledCheckpoint
+from stages.artifacts.checkpoint import DistilledCheckpoint, Teacher
 from stages.evaluation.report.arms import Experiment, experiment, group_of, lacks, verdict
 from stages.evaluation.report.estimate import estimate
 from stages.evaluation.report.evidence import Evidence, Roles
@@ -32,7 +32,7 @@ def plain(story: Any, name: str, quality: float, luck: int, **values: Any) -> No
 def helped(story: Any, name: str, quality: float, luck: int, method: str, **values: Any) -> None:
     """A training with help."""
     story.row(name, "distilled", quality, seed=luck, source="teacher")
-    given = {"methods": {"m": {"name": method}}, "methods_flops": 1, "probes": "p", "teacher": "t", "seconds": 200.0}
+    given = {"methods": {"m": {"name": method}}, "methods_flops": 1, "probes": "p", "seconds": 200.0}
     story.train(name, DistilledCheckpoint, "teacher", **(given | values))
 
 
@@ -219,10 +219,10 @@ def test_the_teacher_is_no_control(arm_story: Any, story_parts: Any) -> None:
     teacher = next(one for one in arm_story.checkpoints if one.name == "teacher")
     same = {"detector": {"name": "retinanet", "backbone": "tiny"}, "images": 100}
     changed(arm_story, story_parts, "teacher", **same)
-    arm_story.checkpoints = [
-        story_parts.changed(one, {"teacher": teacher.key}) if isinstance(one, DistilledCheckpoint) else one
-        for one in arm_story.checkpoints
-    ]
+    taught = {"teachers": (Teacher(name="teacher", key=teacher.key, checksum="c"),)}
+    for one in list(arm_story.checkpoints):
+        if isinstance(one, DistilledCheckpoint):
+            changed(arm_story, story_parts, one.name, **taught)
     roles = Roles("teacher", "student", "nobody", "")
     assert [arm.control and arm.control.name for arm in found_in(arm_story, roles).arms] == ["control"] * 3
 
