@@ -38,7 +38,8 @@ FLOAT16 = Tolerance(box_px=1.0, score=1e-2)
 
 @dataclass(frozen=True)
 class Parity:
-    """What `compare` found. `excused` detections lack a partner only because they lie at the edge of what is kept."""
+    """What `compare` found. `excused` detections lack a partner only because they lie at the edge of what is kept, or
+    their overlap at that of NMS."""
 
     images: int
     matched: int
@@ -62,28 +63,40 @@ def compare(
     tolerance: Tolerance = FLOAT32,
     score_threshold: float = 0.0,
     max_detections: int | None = None,
+    candidates: tuple[Sequence[Detections], Sequence[Detections]] | None = None,
 ) -> Parity:
     """The detections of the same images, in the same order, from two predictors that used this threshold and limit.
 
     A detection may lack a partner when its score lies within the tolerance of the threshold or, in an image with
-    `max_detections`, of the lowest score kept. No detections at all is no parity: there was nothing to compare. Raises
-    ValueError when the numbers of images differ.
+    `max_detections`, of the lowest score kept. Where `candidates` gives what both had before NMS, one may also lack it
+    because an overlap lies at NMS's limit: if the other predictor has the very box, within the tolerance, among its
+    candidates. No detections at all is no parity: there was nothing to compare. Raises ValueError when the numbers of
+    images differ.
     """
     if len(reference) != len(other):
         raise ValueError(f"parity: {len(reference)} reference images but {len(other)} others")
     matched = unmatched = excused = mismatches = 0
     max_box, max_score = 0.0, 0.0
-    for a, b in zip(reference, other, strict=True):
+    for image, (a, b) in enumerate(zip(reference, other, strict=True)):
         edge = max(_edge(one, score_threshold, max_detections) for one in (a, b)) + tolerance.score
         rows, columns = match(a, b)
+        known_a, known_b = np.zeros(len(a), bool), np.zeros(len(b), bool)  # to the other side, before NMS
+        if candidates is not None:
+            known_a = _among(a, candidates[1][image], tolerance)
+            known_b = _among(b, candidates[0][image], tolerance)
+            # A pair that differs, though each side had both boxes, is no pair: NMS kept one here and the other there.
+            same = _differences(a, b, rows, columns) <= (tolerance.box_px, tolerance.score)
+            apart = ~(same.all(1) & (a.labels[rows] == b.labels[columns])) & known_a[rows] & known_b[columns]
+            rows, columns = rows[~apart], columns[~apart]
         if len(rows):
-            max_box = max(max_box, float(np.abs(a.boxes_xyxy[rows] - b.boxes_xyxy[columns]).max()))
-            max_score = max(max_score, float(np.abs(a.scores[rows] - b.scores[columns]).max()))
+            box, score = _differences(a, b, rows, columns).max(0)
+            max_box, max_score = max(max_box, float(box)), max(max_score, float(score))
         matched += len(rows)
         mismatches += int((a.labels[rows] != b.labels[columns]).sum())
         alone = np.concatenate([np.delete(a.scores, rows), np.delete(b.scores, columns)])
-        excused += int((alone <= edge).sum())
-        unmatched += int((alone > edge).sum())
+        known = np.concatenate([np.delete(known_a, rows), np.delete(known_b, columns)])
+        excused += int(((alone <= edge) | known).sum())
+        unmatched += int(((alone > edge) & ~known).sum())
     problems = []
     if not matched:
         problems.append("no detection was compared; lower the threshold or choose other images")
@@ -127,6 +140,21 @@ def match(a: Detections, b: Detections) -> tuple[NDArray[np.int64], NDArray[np.i
             pairs.append((row, column))
     found = np.asarray(pairs, np.int64).reshape(-1, 2)
     return found[:, 0], found[:, 1]
+
+
+def _differences(
+    a: Detections, b: Detections, rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """(pairs, 2): how far the sides of the boxes are apart at most, in pixels, and the scores."""
+    box = np.abs(a.boxes_xyxy[rows] - b.boxes_xyxy[columns]).max(1, initial=0)
+    return np.stack([box, np.abs(a.scores[rows] - b.scores[columns])], 1).astype(np.float64)
+
+
+def _among(some: Detections, candidates: Detections, tolerance: Tolerance) -> NDArray[np.bool_]:
+    """Whether each of `some` is one of the candidates, within the tolerance."""
+    near = np.abs(some.boxes_xyxy[:, None] - candidates.boxes_xyxy[None]).max(2, initial=0) <= tolerance.box_px
+    near &= np.abs(some.scores[:, None] - candidates.scores[None]) <= tolerance.score
+    return np.asarray((near & (some.labels[:, None] == candidates.labels[None])).any(1))
 
 
 def _edge(detections: Detections, score_threshold: float, max_detections: int | None) -> float:

@@ -93,3 +93,26 @@ def test_nothing_compared_is_no_parity(detections):
 def test_the_images_must_be_the_same(detections):
     with pytest.raises(ValueError, match="1 reference images but 0 others"):
         compare([detections()], [])
+
+
+@pytest.mark.parametrize("by", [3, 8])  # near enough for a pair, and not
+@pytest.mark.parametrize("swapped", [False, True])
+def test_an_overlap_at_the_limit_of_nms_is_excused_where_both_had_both(swapped, by, detections):
+    high, low = CAT, moved(CAT, by, score=-0.05)  # of two that overlap by NMS's limit one side keeps this, one that
+    kept, before = ([detections(high, DOG)], [detections(low, DOG)]), ([detections(high, low, DOG)],) * 2
+    kept = tuple(reversed(kept)) if swapped else kept
+    assert not compare(*kept, FLOAT32).verdict
+    found = compare(*kept, FLOAT32, candidates=before)
+    assert (found.verdict, found.matched, found.excused, found.max_box_px) == (True, 1, 2, 0)
+
+
+@pytest.mark.parametrize("by", [3, 8])
+def test_what_one_side_never_had_is_no_matter_of_nms(by, detections):
+    high, low = CAT, moved(CAT, by, score=-0.05)
+    kept = [detections(high, DOG)], [detections(low, DOG)]
+    assert not compare(*kept, FLOAT32, candidates=kept).verdict
+    fewer = [detections(high, DOG)], [detections(DOG)]
+    found = compare(*fewer, FLOAT32, candidates=fewer)
+    assert (found.verdict, found.unmatched) == (False, 1)
+    relabelled = [detections(high, moved(low, label=1), DOG)]
+    assert not compare(*kept, FLOAT32, candidates=(relabelled, relabelled)).verdict
