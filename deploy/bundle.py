@@ -235,4 +235,6 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DeployError(f"{file}: it cannot be read ({error}); a bundle's folder is wanted") from error
+        inside = file.parent / "bundle"  # the artifact of a release stage holds it so
+        hint = f"did you mean {inside}?" if inside.is_dir() else "a bundle's folder is wanted"
+        raise DeployError(f"{file}: it cannot be read ({error}); {hint}") from error

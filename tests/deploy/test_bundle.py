@@ -151,3 +151,6 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path, model, contract, release,
 def test_what_is_no_bundle_is_refused(tmp_path):
     with pytest.raises(DeployError, match=r"release\.json: it cannot be read .* a bundle's folder is wanted"):
         Bundle.open(tmp_path)
+    (tmp_path / "bundle").mkdir()  # as in a release stage's artifact
+    with pytest.raises(DeployError, match=r"release\.json: it cannot be read .* did you mean .*bundle\?"):
+        Bundle.open(tmp_path)
