@@ -1,17 +1,17 @@
 """PKD against its authors' numbers, against Pearson's r by torch, and its invariances."""
 
-from datetime import timedelta
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from torch import distributed, multiprocessing
 from torch.nn import functional
 
 from pipeline.config import Choice
 from pipeline.errors import UserError
 from stages.distillation.method import DistillationMethod
-from stages.distillation.methods.pkd import pkd_loss, standardised, summed
+from stages.distillation.methods.pkd import pkd_loss, standardised
 
 FILES = [
     "pkd_M2",
@@ -216,23 +216,24 @@ def test_few_values_are_finite(shape):
     assert (loss.item() == 0) == (shape[0] * shape[2] * shape[3] == 1)
 
 
-def of_a_process(rank, file, student, teacher):
-    """One of two processes with its share of the batch: (sum of ones over both, loss, gradient)."""
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    try:
-        mine = student.clone().requires_grad_()
-        loss = pkd_loss(mine, teacher, floor=1e-3, over_processes=True)
-        loss.backward()
-        return summed(torch.ones(1)).item(), loss.item(), mine.grad.numpy()
-    finally:
-        distributed.destroy_process_group()
+OF_A_PROCESS = """
+import sys
+from datetime import timedelta
+import torch
+from torch import distributed
+from stages.distillation.methods.pkd import pkd_loss, summed
 
-
-def other_process(found, *arguments):
-    torch.set_num_threads(1)
-    found.put(of_a_process(1, *arguments))
+torch.set_num_threads(1)
+folder, rank = sys.argv[1], int(sys.argv[2])
+student, teacher = torch.load(f"{folder}/maps{rank}.pt", weights_only=True)
+group = f"file://{folder}/group"
+distributed.init_process_group("gloo", init_method=group, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+mine = student.requires_grad_()
+loss = pkd_loss(mine, teacher, floor=1e-3, over_processes=True)
+loss.backward()
+torch.save((summed(torch.ones(1)), loss.detach(), mine.grad), f"{folder}/found{rank}.pt")
+distributed.destroy_process_group()
+"""
 
 
 def test_statistics_over_processes_are_those_of_the_whole_batch(tmp_path):
@@ -244,16 +245,17 @@ def test_statistics_over_processes_are_those_of_the_whole_batch(tmp_path):
     whole = student.clone().requires_grad_()
     wanted = pkd_loss(whole, teacher, floor=1e-3)
     wanted.backward()
-    context = multiprocessing.get_context("spawn")
-    found, file = context.Queue(), tmp_path / "group"
-    other = context.Process(target=other_process, args=(found, file, student[2:], teacher[2:]))
-    other.start()
-    rows = [of_a_process(0, file, student[:2], teacher[:2]), found.get(timeout=60)]
-    other.join()
-    assert [ones for ones, _, _ in rows] == [2, 2]
-    assert sum(loss for _, loss, _ in rows) / 2 == pytest.approx(wanted.item(), rel=1e-12)
-    gradient = np.concatenate([each for *_, each in rows]) / 2
-    np.testing.assert_allclose(gradient, whole.grad.numpy(), rtol=1e-9, atol=1e-14)
+    shares = [(student[:2], teacher[:2]), (student[2:], teacher[2:])]
+    started = []
+    for rank, share in enumerate(shares):
+        torch.save(tuple(part.clone() for part in share), tmp_path / f"maps{rank}.pt")
+        started.append(subprocess.Popen([sys.executable, "-c", OF_A_PROCESS, str(tmp_path), str(rank)]))
+    assert [process.wait(120) for process in started] == [0, 0]
+    rows = [torch.load(tmp_path / f"found{rank}.pt", weights_only=True) for rank in range(2)]
+    assert [ones.item() for ones, _, _ in rows] == [2, 2]
+    assert sum(loss.item() for _, loss, _ in rows) / 2 == pytest.approx(wanted.item(), rel=1e-12)
+    gradient = torch.cat([each for *_, each in rows]) / 2
+    torch.testing.assert_close(gradient, whole.grad, rtol=1e-9, atol=1e-14)
 
 
 def make(build, student, teacher, **settings):
