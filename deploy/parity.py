@@ -85,29 +85,19 @@ def compare(
             known_a = _among(a, candidates[1][image], tolerance)
             known_b = _among(b, candidates[0][image], tolerance)
             # A pair that differs, though each side had both boxes, is no pair: NMS kept one here and the other there.
-            same = _differences(a, b, rows, columns) <= (tolerance.box_px, tolerance.score)
-            apart = ~(same.all(1) & (a.labels[rows] == b.labels[columns])) & known_a[rows] & known_b[columns]
-            rows, columns = rows[~apart], columns[~apart]
-        if len(rows):
-            box, score = _differences(a, b, rows, columns).max(0)
-            max_box, max_score = max(max_box, float(box)), max(max_score, float(score))
+            far = _differences(a, b, rows, columns) > (tolerance.box_px, tolerance.score)
+            differs = far.any(1) | (a.labels[rows] != b.labels[columns])
+            paired = ~(differs & known_a[rows] & known_b[columns])
+            rows, columns = rows[paired], columns[paired]
+        box, score = _differences(a, b, rows, columns).max(0, initial=0).tolist()
+        max_box, max_score = max(max_box, box), max(max_score, score)
         matched += len(rows)
         mismatches += int((a.labels[rows] != b.labels[columns]).sum())
         alone = np.concatenate([np.delete(a.scores, rows), np.delete(b.scores, columns)])
         known = np.concatenate([np.delete(known_a, rows), np.delete(known_b, columns)])
         excused += int(((alone <= edge) | known).sum())
         unmatched += int(((alone > edge) & ~known).sum())
-    problems = []
-    if not matched:
-        problems.append("no detection was compared; lower the threshold or choose other images")
-    if unmatched:
-        problems.append(f"{unmatched} detections without a partner")
-    if mismatches:
-        problems.append(f"{mismatches} with another label")
-    if max_box > tolerance.box_px:
-        problems.append(f"a box moved by {max_box:.3g} px, {tolerance.box_px:g} allowed")
-    if max_score > tolerance.score:
-        problems.append(f"a score moved by {max_score:.2g}, {tolerance.score:g} allowed")
+    problems = _problems(matched, unmatched, mismatches, Tolerance(max_box, max_score), tolerance)
     found = f"{matched} detections in {len(reference)} images matched within {max_box:.2g} px and {max_score:.2g} score"
     return Parity(
         images=len(reference),
@@ -121,6 +111,22 @@ def compare(
         verdict=not problems,
         sentence=("differs: " + "; ".join(problems)) if problems else found,
     )
+
+
+def _problems(matched: int, unmatched: int, mismatches: int, found: Tolerance, allowed: Tolerance) -> list[str]:
+    """What is no parity; `found` are the largest differences."""
+    problems = []
+    if not matched:
+        problems.append("no detection was compared; lower the threshold or choose other images")
+    if unmatched:
+        problems.append(f"{unmatched} detections without a partner")
+    if mismatches:
+        problems.append(f"{mismatches} with another label")
+    if found.box_px > allowed.box_px:
+        problems.append(f"a box moved by {found.box_px:.3g} px, {allowed.box_px:g} allowed")
+    if found.score > allowed.score:
+        problems.append(f"a score moved by {found.score:.2g}, {allowed.score:g} allowed")
+    return problems
 
 
 def match(a: Detections, b: Detections) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -9,12 +9,13 @@ The keyword parameters are slots: `T` needs one artifact, `T | None = None` may 
 A module may also have `check(config, wired)`, which yields problems, `identity(config)`, which returns what of the
 machine the result depends on, `RESUMES = True`, if a killed run is to find its partial directory as it left it,
 `SCRATCH = ("last.ckpt",)`, files that only a killed run needs and no artifact keeps, `SIDE_BY_SIDE = True`, if it may
-run beside others with a share of the cores, and
-`CODE = ("deploy.backends.onnxruntime",)`, modules whose code counts as its own though it imports them by computed names.
+run beside others with a share of the cores, and `CODE = ("deploy.backends.onnxruntime",)`, modules whose code counts as
+its own though it imports them by computed names.
 """
 
 import inspect
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class Slot:
 
 
 @dataclass(frozen=True, eq=False)
-class NodeView:
+class NodeView(ABC):
     """What a stage's `check` sees of a node: its name, its stage's file name, its settings, its result's type, and the
     nodes behind it."""
 
@@ -62,9 +63,9 @@ class NodeView:
     config: BaseConfig
     produces: type[Artifact]
 
+    @abstractmethod
     def feeding(self, slot: str) -> tuple["NodeView", ...]:
         """Return the nodes that feed one of its slots, none, one or many; none where it has no such slot."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

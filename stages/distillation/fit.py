@@ -53,13 +53,11 @@ def misfit(
     student: Choice[Detector], method: Choice[DistillationMethod], teacher: Choice[Detector] | None
 ) -> str | None:
     """Why this method cannot be built for this pair; None if it can."""
-    if problem := method.cls.misfit(student.cls, teacher.cls if teacher else None):
-        return problem
     try:
         with torch.device("meta"):
             method.cls(method.config, shapes_of(student), shapes_of(teacher) if teacher else None)
     except UserError as error:
-        return str(error)
+        return str(error).removeprefix(f"method {method.name}: ")  # the config's own name of it stands before
     except RuntimeError as error:
         if "meta" not in str(error):
             raise

@@ -80,6 +80,11 @@ class DistillationBatch:
         return self._rois[key]
 
 
+def kinds(student: Detector, teacher: Detector | None) -> str:
+    """A pair as errors name it."""
+    return f"{type(student).__name__} and {type(teacher).__name__ if teacher else 'no teacher'}"
+
+
 class MethodConfig(BaseConfig):
     """Settings that every method has."""
 
@@ -98,13 +103,9 @@ class DistillationMethod(nn.Module, ABC):
 
     @abstractmethod
     def __init__(self, config: Any, student: Detector, teacher: Detector | None) -> None:
-        """Read shapes of student and teacher; keep neither. Raises UserError where they cannot be bridged."""
+        """Read shapes of student and teacher; keep neither. Raises UserError where they cannot be bridged: before anything
+        is trained, for it is called on detectors without numbers when a run is planned."""
         super().__init__()
-
-    @classmethod
-    def misfit(cls, student: type[Detector], teacher: type[Detector] | None) -> str | None:
-        """Why this method cannot bridge such a student and teacher, known before anything is trained; None if it can."""
-        return None
 
     @classmethod
     def misconfigured(cls, config: Any, optimizer: OptimizerConfig) -> str | None:

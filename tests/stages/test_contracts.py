@@ -225,6 +225,18 @@ def test_method_keeps_no_detector(name, pair):
 
 
 @pytest.mark.parametrize("name", methods())
+def test_the_student_is_the_same_with_and_without_the_method(name, pair, batch):
+    student, teacher = pair
+    task = DistillationTask(student, teacher, {name: make_method(name, student, teacher)}).eval()
+    with torch.no_grad():
+        before = student(batch[0], 20)
+        task(*batch, Clock(100, 1000, 10))
+        after = student(batch[0], 20)
+    assert torch.equal(before.scores_BN, after.scores_BN)
+    assert torch.equal(before.boxes_BN4, after.boxes_BN4)
+
+
+@pytest.mark.parametrize("name", methods())
 def test_one_image_without_objects_has_finite_losses_and_gradients(name, pair):
     student, teacher = pair
     task = DistillationTask(student, teacher, {name: make_method(name, student, teacher)}).train()

@@ -29,7 +29,7 @@ from torchvision.ops import box_iou
 from pipeline.errors import UserError
 from stages.detection.detector import DenseDetector, DensePredictions, Detector, Targets
 from stages.detection.detectors.retinanet import RetinaNet
-from stages.distillation.method import DistillationBatch, DistillationMethod, MethodConfig
+from stages.distillation.method import DistillationBatch, DistillationMethod, MethodConfig, kinds
 from stages.distillation.pairing import adapters, pair_levels, resized
 
 
@@ -111,10 +111,11 @@ class CrossKD(DistillationMethod):
 
     def __init__(self, config: CrossKD.Config, student: Detector, teacher: Detector | None) -> None:
         super().__init__(config, student, teacher)
-        if problem := self.misfit(type(student), type(teacher) if teacher else None):
-            raise UserError(f"method crosskd: {problem}")
-        assert isinstance(student, DenseDetector)
-        assert isinstance(teacher, RetinaNet)
+        if not isinstance(student, DenseDetector) or not isinstance(teacher, RetinaNet):
+            raise UserError(
+                "method crosskd: it sends a dense student's tower through a RetinaNet teacher's head, was given "
+                f"{kinds(student, teacher)}; for other pairs take pkd or head"
+            )
         self.config = config
         own, depth = (len(d.head.classification_head.conv) for d in (student, teacher))
         if config.convs > depth:
@@ -131,16 +132,6 @@ class CrossKD(DistillationMethod):
         theirs = (teacher.tower_channels if config.convs else teacher.channels[0],)
         # Towers are shared by all levels, and so is what bridges them.
         self.cls_adapter, self.box_adapter = adapters([(0, 0), (0, 0)], mine, theirs)
-
-    @classmethod
-    def misfit(cls, student: type[Detector], teacher: type[Detector] | None) -> str | None:
-        if teacher and issubclass(student, DenseDetector) and issubclass(teacher, RetinaNet):
-            return None
-        kinds = f"{student.__name__} and {teacher.__name__ if teacher else 'no teacher'}"
-        return (
-            f"it sends a dense student's tower through a RetinaNet teacher's head, was given {kinds}; "
-            "for other pairs take pkd or head"
-        )
 
     def forward(self, batch: DistillationBatch) -> Mapping[str, Tensor]:
         config, teacher, predictions = self.config, batch.teacher, batch.teacher_predictions

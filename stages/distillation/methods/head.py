@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from stages.detection.detector import DenseDetector, DensePredictions, Detector, RoIDetector
 from stages.distillation.assistant import Assistant, RoISettings
 from stages.distillation.imitation import layer_imitation
-from stages.distillation.method import DistillationBatch, DistillationMethod
+from stages.distillation.method import DistillationBatch, DistillationMethod, kinds
 from stages.training.clock import stopped, warmed
 
 
@@ -52,8 +52,12 @@ class HEAD(DistillationMethod):
 
     def __init__(self, config: HEAD.Config, student: Detector, teacher: Detector | None) -> None:
         super().__init__(config, student, teacher)
-        if problem := self.misfit(type(student), type(teacher) if teacher else None):
-            raise UserError(f"method head: {problem}")
+        two_stage, one_kind = isinstance(teacher, RoIDetector), type(student) is type(teacher)
+        if teacher is None or one_kind or not (isinstance(student, DenseDetector) or two_stage):
+            raise UserError(
+                "method head: it pairs a dense student with a teacher of another kind, or two two-stage detectors, was "
+                f"given {kinds(student, teacher)}; for detectors of one kind take pkd"
+            )
         self.config = config
         self.assistant: Assistant = config.assistant.cls.build(config.assistant.config, student, teacher)
         # Default (random) initialisation, as published: the imitation does not begin at zero.
@@ -66,17 +70,6 @@ class HEAD(DistillationMethod):
                     "has none; set ckd: 0"
                 )
             self.ckd_adapter = self.assistant.ckd_adapter(student, config.ckd_adapter == "per_anchor")
-
-    @classmethod
-    def misfit(cls, student: type[Detector], teacher: type[Detector] | None) -> str | None:
-        dense = issubclass(student, DenseDetector)
-        if teacher and student is not teacher and (dense or issubclass(teacher, RoIDetector)):
-            return None
-        kinds = f"{student.__name__} and {teacher.__name__ if teacher else 'no teacher'}"
-        return (
-            f"it pairs a dense student with a teacher of another kind, or two two-stage detectors, was given {kinds}; "
-            "for detectors of one kind take pkd"
-        )
 
     def forward(self, batch: DistillationBatch) -> Mapping[str, Tensor]:
         config, clock = self.config, batch.clock

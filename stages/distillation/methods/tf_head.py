@@ -64,9 +64,11 @@ class TFHEAD(DistillationMethod):
 
     def __init__(self, config: TFHEAD.Config, student: Detector, teacher: Detector | None) -> None:
         super().__init__(config, student, teacher)
-        if problem := self.misfit(type(student), None):
-            raise UserError(f"method tf_head: {problem}")
-        assert isinstance(student, DenseDetector)
+        if not isinstance(student, DenseDetector):
+            raise UserError(
+                f"method tf_head: it teaches the class tower of a dense student, and {type(student).__name__} has none; "
+                "take a retinanet"
+            )
         self.config = config
         chosen = {name: one.assistant for name, one in config.assistants.items()}
         # A teacher that other methods of the training have is none of its business.
@@ -79,12 +81,6 @@ class TFHEAD(DistillationMethod):
                 if one.ckd
             }
         )
-
-    @classmethod
-    def misfit(cls, student: type[Detector], teacher: type[Detector] | None) -> str | None:
-        if issubclass(student, DenseDetector):
-            return None
-        return f"it teaches the class tower of a dense student, and {student.__name__} has none; take a retinanet"
 
     @classmethod
     def misconfigured(cls, config: Any, optimizer: OptimizerConfig) -> str | None:

@@ -312,17 +312,6 @@ def test_hidden_layers_and_towers_are_after_their_relu(trained):
     assert all(tower.min() >= 0 for tower in batch.predictions.class_tower)
 
 
-def test_the_student_is_the_same_with_and_without_the_method(trained):
-    student, _, method, batch = trained
-    student.eval()
-    with torch.no_grad():
-        before = student(batch.images_BCHW, 20)
-        method(batch)
-        after = student(batch.images_BCHW, 20)
-    assert torch.equal(before.scores_BN, after.scores_BN)
-    assert torch.equal(before.boxes_BN4, after.boxes_BN4)
-
-
 def test_rois_are_made_once_and_shared(trained):
     *_, method, batch = trained
     first = method.config.choose(batch)

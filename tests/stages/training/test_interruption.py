@@ -9,18 +9,6 @@ import pytest
 from stages.training.interruption import uninterrupted
 
 
-@pytest.fixture
-def terminated():
-    """SIGTERM raises as it does under `pipeline run`."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.usefixtures("terminated")
 def test_a_signal_is_heard_at_the_end_of_the_block(number):

@@ -235,18 +235,6 @@ def test_buffers_and_all_random_numbers_are_those_of_the_step(tmp_path):
     assert_same(continued(tmp_path / "killed"), whole)
 
 
-@pytest.fixture
-def terminated():
-    """SIGTERM raises as it does under `pipeline run`."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 def signalled_in(where, step):
     """A trainer in which SIGTERM comes once, at a step, inside a part of it."""
 
