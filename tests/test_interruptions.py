@@ -5,10 +5,12 @@ process of its own in which one function is replaced by one that kills the proce
 """
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,14 +96,29 @@ KILL = (
 )
 
 
-def run(folder, before=""):
-    """`pipeline run` of the student alone in a process; returns it finished."""
+def started(folder, before=""):
+    """`pipeline run` of the student alone in a process, just begun."""
     code = f"{before}\nfrom pipeline.__main__ import main\nimport sys\nsys.exit(main())\n"
     overrides = [part for key, value in SMALL.items() for part in ("--set", f"stages.{key}={value}")]
     overrides += ["--set", "jobs=1"]  # in this very process, where the points are planted
     command = [sys.executable, "-P", "-c", code, "run", str(QUICKSTART), "--to", "student", *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **streams)
+
+
+def run(folder, before=""):
+    """The same, finished; with a planted kill it may be killed."""
+    process = started(folder, before)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def unmade(folder):
+    """Takes the student away, and what it was pruned from."""
+    for stage in ("distill", "prune"):
+        for artifact in (folder / "runs").glob(f"{stage}-*"):
+            shutil.rmtree(artifact)
 
 
 def planted(point, name):
@@ -122,9 +139,7 @@ def made(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert not list((folder / "runs").rglob("*.ckpt"))  # what only a killed run needs is in no artifact
     weights = student(folder)
-    for stage in ("distill", "prune"):
-        for artifact in (folder / "runs").glob(f"{stage}-*"):
-            shutil.rmtree(artifact)
+    unmade(folder)
     return folder, weights
 
 
@@ -140,6 +155,30 @@ def test_killed_and_continued(made, folder, point):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     if point != "between stages, after publication":
         assert not list((folder / "runs").glob("distill-*"))  # nothing that can be seen is unfinished
+    again = run(folder)
+    assert again.returncode == 0, again.stderr
+    assert student(folder) == made[1]
+
+
+def test_killed_at_ten_random_moments(made, folder):
+    """Wherever it is then: what the next run finds is continued, and what comes of it is always the same student."""
+    begun = time.monotonic()
+    assert run(folder).returncode == 0
+    whole = time.monotonic() - begun
+    unmade(folder)
+    moments, kills = random.Random(0), 0
+    while kills < 10:
+        process = started(folder)
+        try:
+            _, err = process.communicate(timeout=whole * moments.uniform(0.3, 1))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0, err
+        assert student(folder) == made[1]
+        unmade(folder)
     again = run(folder)
     assert again.returncode == 0, again.stderr
     assert student(folder) == made[1]

@@ -10,16 +10,31 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models import mobilenetv2, resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
+from pipeline.config import BaseConfig
 from stages.detection.detector import Features
 
 BackboneName = Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
 STRIDES = {2: 4, 3: 8, 4: 16, 5: 32}
+
+
+class PyramidConfig(BaseConfig):
+    """What every detector on a feature pyramid sets."""
+
+    backbone: BackboneName = "resnet50"
+    """The network under the neck."""
+    backbone_norm: Literal["frozen", "batch"] = "frozen"
+    """Batch normalisation with fixed statistics (for ImageNet weights) or trained (for random ones)."""
+    trainable_layers: int = Field(default=3, ge=0, le=5)
+    """How many of the backbone's five parts (stem, four stages) learn, from the last."""
+    neck_channels: int = Field(default=256, ge=8)
+    """Channels of the feature pyramid."""
 
 
 class Tiny(nn.Module):
@@ -66,13 +81,7 @@ def _freeze(network: nn.Module, name: BackboneName, trainable: int) -> None:
 
 
 def pyramid(
-    name: BackboneName,
-    finest: int,
-    neck_channels: int,
-    extra_levels: int,
-    norm: Literal["frozen", "batch"],
-    trainable: int,
-    extra_from: Literal["C5", "P5"] = "C5",
+    config: PyramidConfig, finest: int, extra_levels: int, extra_from: Literal["C5", "P5"] = "C5"
 ) -> tuple[BackboneWithFPN, tuple[int, ...]]:
     """A backbone with its FPN, and the strides of the levels.
 
@@ -82,9 +91,10 @@ def pyramid(
     # torchvision freezes statistics with eps 0: its published detection weights were made so. Classification weights
     # were not, see `load_imagenet`.
     norms: dict[str, Callable[..., nn.Module]] = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}
-    network, layers, channels = _stages(name, norms[norm])
-    _freeze(network, name, trainable)
-    if norm == "frozen":
+    network, layers, channels = _stages(config.backbone, norms[config.backbone_norm])
+    _freeze(network, config.backbone, config.trainable_layers)
+    neck_channels = config.neck_channels
+    if config.backbone_norm == "frozen":
         for module in network.modules():
             if isinstance(module, FrozenBatchNorm2d):
                 module.eps = 0.0

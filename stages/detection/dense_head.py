@@ -11,12 +11,35 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops.misc import Conv2dNormActivation
 
+from stages.detection.backbones import PyramidConfig
+
 TowerKind = Literal["plain", "depthwise"]
 TowerNorm = Literal["none", "group"]
+
+
+class DenseConfig(PyramidConfig):
+    """What every detector with one dense head on all levels sets."""
+
+    extra_levels: Literal[0, 1, 2] = 2
+    """Levels above P5: 1 subsamples P5, 2 are convolutions (P6 and P7)."""
+    head_convs: int = Field(default=4, ge=0, le=8)
+    """Convolutions of each of the two towers."""
+    head_channels: int | None = Field(default=None, ge=8)
+    """Width of the towers; as wide as the neck where none is given."""
+    head_kind: TowerKind = "plain"
+    """Plain 3x3 convolutions, or depthwise 3x3 followed by 1x1: about eight times fewer operations."""
+    head_norm: TowerNorm = "none"
+    """Group normalisation in the towers (needed when training from random weights), or none."""
+
+    @property
+    def tower_channels(self) -> int:
+        """Width of the towers' maps, those of the neck where a tower has no convolution."""
+        return (self.head_channels if self.head_convs else None) or self.neck_channels
 
 
 def _tower(
@@ -123,3 +146,11 @@ class DenseHead(nn.Module):
         # torch types a bias as optional; this convolution has one.
         prior = self.classification_head.prior
         nn.init.constant_(self.classification_head.cls_logits.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
+
+
+def dense_head(config: DenseConfig, anchors: int, classes: int, distances: bool = False) -> DenseHead:
+    """The head that a detector's settings ask for, with `anchors` a cell."""
+    width, depth = config.tower_channels, config.head_convs
+    return DenseHead(
+        config.neck_channels, width, depth, config.head_kind, config.head_norm, anchors, classes, distances
+    )

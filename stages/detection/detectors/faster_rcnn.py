@@ -11,9 +11,8 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 
-from pipeline.config import BaseConfig
 from stages.detection.anchors import AnchorGrid
-from stages.detection.backbones import BackboneName, pyramid, run_pyramid
+from stages.detection.backbones import PyramidConfig, pyramid, run_pyramid
 from stages.detection.detector import (
     Candidates,
     Features,
@@ -34,15 +33,7 @@ from stages.detection.torchvision_weights import class_rows, select_rows
 class FasterRCNN(RoIDetector):
     """With the default settings and equal weights it equals torchvision's `fasterrcnn_resnet50_fpn`."""
 
-    class Config(BaseConfig):
-        backbone: BackboneName = "resnet50"
-        """The network under the neck."""
-        backbone_norm: Literal["frozen", "batch"] = "frozen"
-        """Batch normalisation with fixed statistics (for ImageNet weights) or trained (for random ones)."""
-        trainable_layers: int = Field(default=3, ge=0, le=5)
-        """How many of the backbone's five parts (stem, four stages) learn, from the last."""
-        neck_channels: int = Field(default=256, ge=8)
-        """Channels of the feature pyramid."""
+    class Config(PyramidConfig):
         extra_levels: Literal[0, 1] = 1
         """1 adds P6 by subsampling P5, as torchvision does; it gives proposals and is not pooled from."""
         anchor_scale: float = Field(default=8.0, gt=0)
@@ -64,9 +55,7 @@ class FasterRCNN(RoIDetector):
         super().__init__()
         self.config = config
         self.classes = classes
-        self.backbone, self.strides = pyramid(
-            config.backbone, 2, config.neck_channels, config.extra_levels, config.backbone_norm, config.trainable_layers
-        )
+        self.backbone, self.strides = pyramid(config, 2, config.extra_levels)
         self.channels = (config.neck_channels,) * len(self.strides)
         self.anchors = AnchorGrid(self.strides, config.anchor_scale, 1, config.aspect_ratios)
         head = RPNHead(config.neck_channels, self.anchors.per_cell)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.config import BaseConfig
-from stages.detection.backbones import BackboneName, pyramid, run_pyramid
-from stages.detection.dense_head import DenseHead, TowerKind, TowerNorm
+from stages.detection.backbones import pyramid, run_pyramid
+from stages.detection.dense_head import DenseConfig, TowerNorm, dense_head
 from stages.detection.detector import (
     Candidates,
     DenseDetector,
@@ -35,23 +33,7 @@ from stages.detection.torchvision_weights import class_rows, select_rows
 class FCOS(DenseDetector):
     """With the default settings and equal weights it equals torchvision's `fcos_resnet50_fpn`."""
 
-    class Config(BaseConfig):
-        backbone: BackboneName = "resnet50"
-        """The network under the neck."""
-        backbone_norm: Literal["frozen", "batch"] = "frozen"
-        """Batch normalisation with fixed statistics (for ImageNet weights) or trained (for random ones)."""
-        trainable_layers: int = Field(default=3, ge=0, le=5)
-        """How many of the backbone's five parts (stem, four stages) learn, from the last."""
-        neck_channels: int = Field(default=256, ge=8)
-        """Channels of the feature pyramid."""
-        extra_levels: Literal[0, 1, 2] = 2
-        """Levels above P5: 1 subsamples P5, 2 are convolutions from P5 (P6 and P7)."""
-        head_convs: int = Field(default=4, ge=0, le=8)
-        """Convolutions of each of the two towers."""
-        head_channels: int | None = Field(default=None, ge=8)
-        """Width of the towers; as wide as the neck where none is given."""
-        head_kind: TowerKind = "plain"
-        """Plain 3x3 convolutions, or depthwise 3x3 followed by 1x1: about eight times fewer operations."""
+    class Config(DenseConfig):
         head_norm: TowerNorm = "group"
         """Group normalisation in the towers, as published, or none."""
         centre_radius: float = Field(default=1.5, gt=0)
@@ -64,30 +46,12 @@ class FCOS(DenseDetector):
         super().__init__()
         self.config = config
         self.classes = classes
-        self.backbone, self.strides = pyramid(
-            config.backbone,
-            3,
-            config.neck_channels,
-            config.extra_levels,
-            config.backbone_norm,
-            config.trainable_layers,
-            extra_from="P5",
-        )
+        self.backbone, self.strides = pyramid(config, 3, config.extra_levels, extra_from="P5")
         self.channels = (config.neck_channels,) * len(self.strides)
         self.anchors = point_grid(self.strides)
         self.per_cell = self.anchors.per_cell
-        width = config.head_channels or config.neck_channels
-        self.tower_channels = width if config.head_convs else config.neck_channels
-        self.head = DenseHead(
-            config.neck_channels,
-            width,
-            config.head_convs,
-            config.head_kind,
-            config.head_norm,
-            self.per_cell,
-            classes,
-            distances=True,
-        )
+        self.tower_channels = config.tower_channels
+        self.head = dense_head(config, self.per_cell, classes, distances=True)
         self.rules = PointRules(config.centre_radius, config.reach)
 
     @classmethod

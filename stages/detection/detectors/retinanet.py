@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -12,10 +11,9 @@ from torch.nn import functional
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
-from pipeline.config import BaseConfig
 from stages.detection.anchors import AnchorGrid
-from stages.detection.backbones import BackboneName, pyramid, run_pyramid
-from stages.detection.dense_head import DenseHead, TowerKind, TowerNorm
+from stages.detection.backbones import pyramid, run_pyramid
+from stages.detection.dense_head import DenseConfig, dense_head
 from stages.detection.detector import (
     Candidates,
     DenseDetector,
@@ -33,25 +31,7 @@ from stages.detection.torchvision_weights import class_rows, modern_names, selec
 class RetinaNet(DenseDetector):
     """With the default settings and equal weights it equals torchvision's `retinanet_resnet50_fpn`."""
 
-    class Config(BaseConfig):
-        backbone: BackboneName = "resnet50"
-        """The network under the neck."""
-        backbone_norm: Literal["frozen", "batch"] = "frozen"
-        """Batch normalisation with fixed statistics (for ImageNet weights) or trained (for random ones)."""
-        trainable_layers: int = Field(default=3, ge=0, le=5)
-        """How many of the backbone's five parts (stem, four stages) learn, from the last."""
-        neck_channels: int = Field(default=256, ge=8)
-        """Channels of the feature pyramid."""
-        extra_levels: Literal[0, 1, 2] = 2
-        """Levels above P5: 1 subsamples P5, 2 are convolutions from C5 (P6 and P7)."""
-        head_convs: int = Field(default=4, ge=0, le=8)
-        """Convolutions of each of the two towers."""
-        head_channels: int | None = Field(default=None, ge=8)
-        """Width of the towers; as wide as the neck where none is given."""
-        head_kind: TowerKind = "plain"
-        """Plain 3x3 convolutions, or depthwise 3x3 followed by 1x1: about eight times fewer operations."""
-        head_norm: TowerNorm = "none"
-        """Group normalisation in the towers: needed when training from random weights."""
+    class Config(DenseConfig):
         anchor_scale: float = Field(default=4.0, gt=0)
         """Side of the smallest anchor of a level, in strides."""
         anchor_octaves: int = Field(default=3, ge=1)
@@ -63,23 +43,12 @@ class RetinaNet(DenseDetector):
         super().__init__()
         self.config = config
         self.classes = classes
-        self.backbone, self.strides = pyramid(
-            config.backbone, 3, config.neck_channels, config.extra_levels, config.backbone_norm, config.trainable_layers
-        )
+        self.backbone, self.strides = pyramid(config, 3, config.extra_levels)
         self.channels = (config.neck_channels,) * len(self.strides)
         self.anchors = AnchorGrid(self.strides, config.anchor_scale, config.anchor_octaves, config.aspect_ratios)
         self.per_cell = self.anchors.per_cell
-        width = config.head_channels or config.neck_channels
-        self.tower_channels = width if config.head_convs else config.neck_channels
-        self.head = DenseHead(
-            config.neck_channels,
-            width,
-            config.head_convs,
-            config.head_kind,
-            config.head_norm,
-            self.per_cell,
-            classes,
-        )
+        self.tower_channels = config.tower_channels
+        self.head = dense_head(config, self.per_cell, classes)
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
 

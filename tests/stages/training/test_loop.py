@@ -211,6 +211,19 @@ def undisturbed(folder, **settings):
     return state(trainer), metrics(folder)
 
 
+def stopped_loading(step, folder, **changes):
+    """A training that SIGTERM stops while it waits for the batch of this step."""
+
+    def loading(first):
+        for number, batch in enumerate(batches(first), first):
+            if number == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(Remembering(), config(ema=0.9, **changes), 5, folder).fit(loading, lambda kept: {"val/ap": 0.5})
+
+
 def continued(folder, **settings):
     """The same of a run that goes on, and the first step that it made."""
     trainer = Trainer(Remembering(), config(ema=0.9, **settings), 5, folder)
@@ -277,14 +290,7 @@ def test_a_signal_while_batches_are_loaded_or_ap_is_measured(tmp_path):
     folder = tmp_path / "stopped"
     folder.mkdir()
 
-    def loading(first):
-        for number, batch in enumerate(batches(first), first):
-            if number == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(Remembering(), config(ema=0.9, **every), 5, folder).fit(loading, lambda kept: {"val/ap": 0.5})
+    stopped_loading(3, folder, **every)
 
     def measuring(kept):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -306,14 +312,7 @@ def test_an_ap_that_was_written_is_not_measured_again(tmp_path):
     folder = tmp_path / "stopped"
     folder.mkdir()
 
-    def loading(first):
-        for number, batch in enumerate(batches(first), first):
-            if number == 5:  # right after the AP of the five steps before
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(Remembering(), config(ema=0.9, **every), 5, folder).fit(loading, lambda kept: {"val/ap": 0.5})
+    stopped_loading(5, folder, **every)  # right after the AP of the five steps before
     assert_same(continued(folder, **every), whole)
 
 
