@@ -160,14 +160,17 @@ def test_killed_and_continued(made, folder, point):
     assert student(folder) == made[1]
 
 
-def test_killed_at_ten_random_moments(made, folder):
-    """Wherever it is then: what the next run finds is continued, and what comes of it is always the same student."""
+def test_killed_at_random_moments(made, folder):
+    """Wherever it is then: what the next run finds is continued, and what comes of it is always the same student.
+
+    `KILLS=10 pytest tests/test_interruptions.py -k random` kills ten times and takes four minutes.
+    """
     begun = time.monotonic()
     assert run(folder).returncode == 0
     whole = time.monotonic() - begun
     unmade(folder)
     moments, kills = random.Random(0), 0
-    while kills < 10:
+    while kills < int(os.environ.get("KILLS", "2")):
         process = started(folder)
         try:
             _, err = process.communicate(timeout=whole * moments.uniform(0.3, 1))
