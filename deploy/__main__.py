@@ -1,4 +1,4 @@
-"""The CLI of a released model: deploy predict | validate | benchmark | verify | inspect.
+"""The CLI of a released model: deploy predict | validate | benchmark | verify | inspect | convert.
 
 Exit codes: 0 all is well, 1 a bug, 2 something given is wrong, 3 a verdict failed, 130 interrupted. JSON goes to
 standard output, all that is meant for people but a command's own table to standard error. A command imports only what
@@ -101,10 +101,10 @@ def benchmark(arguments: argparse.Namespace) -> int:
     if not images:
         from deploy.bundle import Bundle
 
-        sample = Bundle.open(arguments.bundle).sample if Path(arguments.bundle).is_dir() else None
+        sample = Bundle.open(arguments.bundle).sample_image if Path(arguments.bundle).is_dir() else None
         if sample is None:
             raise DeployError(f"{arguments.bundle}: it has no sample image; give images to measure with")
-        images = [sample[0]]
+        images = [sample]
     with _open(arguments) as predictor:
         latency = measure(predictor, images, arguments.warmup, arguments.iterations)
     if arguments.json:
@@ -141,15 +141,53 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    """Prints what a bundle says of itself, or the contract in an exported file."""
-    if Path(arguments.bundle).is_dir():
-        from deploy.bundle import Bundle
+    """Prints a bundle's models, what was measured on each, and which of them runs here; or an exported file's contract.
 
-        print(json.dumps(Bundle.open(arguments.bundle).release, indent=1))
+    With --json all of release.json as this release reads it.
+    """
+    if not Path(arguments.bundle).is_dir():
+        with _open(arguments) as predictor:
+            described = {"contract": json.loads(predictor.contract.to_json()), "backend": predictor.backend.identity()}
+        print(json.dumps(described, indent=1))
         return 0
-    with _open(arguments) as predictor:
-        described = {"contract": json.loads(predictor.contract.to_json()), "backend": predictor.backend.identity()}
-    print(json.dumps(described, indent=1))
+    from deploy.bundle import Bundle
+    from deploy.selection import judge, this_device
+
+    bundle = Bundle.open(arguments.bundle)
+    if arguments.json:
+        print(json.dumps(bundle.release, indent=1))
+        return 0
+    release = bundle.release
+    print(f"{release['name']}, {len(release['classes'])} classes, licence {release['licence']}, {release['created']}")
+    rows = [("file", "backend", "precision", "AP", "MB", "on this device")]
+    for place, one in enumerate(judge(bundle.models, this_device(bundle.models))):
+        ap = ((one.model.accuracy or {}).get("statistics") or {}).get("ap")
+        size = release["files"][one.model.file]["size"] / 1e6
+        backend = one.model.backend + (f" {one.provider}" if one.provider else "")
+        taken = "taken: " if place == 0 and not one.refused else ""
+        ap_text = "-" if ap is None else f"{ap:.4f}"
+        rows.append((one.model.file, backend, one.model.precision, ap_text, f"{size:.2f}", taken + one.sentence()))
+        if one.refused and one.model.rebuild:
+            rows.append(("", "", "", "", "", f"make one for it: {one.model.rebuild}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        print("  ".join(f"{value:{width}}" for value, width in zip(row, [*widths, 0], strict=True)).rstrip())
+    return 0
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Writes a model of a bundle as the configuration of a server: a Triton model repository, or DeepStream's nvinfer.
+
+    The folder's README.md says what was never tried, and what is still to be supplied.
+    """
+    from importlib import import_module
+
+    from deploy.bundle import Bundle
+
+    bundle = Bundle.open(arguments.bundle)
+    model = bundle.model(arguments.model) if arguments.model else bundle.models[0]
+    import_module(f"deploy.{arguments.to}").write(bundle, model, arguments.directory, arguments.max_batch)
+    print(f"{arguments.directory}: {model.file} for {arguments.to}; read README.md there", file=sys.stderr)
     return 0
 
 
@@ -157,11 +195,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deploy", description="Run, check and measure a released detector.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(command: Any, bundle: str = "a bundle's folder, or an exported file with its contract") -> Any:
+    def add(
+        command: Any, bundle: str = "a bundle's folder, or an exported file with its contract", runs: bool = True
+    ) -> Any:
         one = commands.add_parser(command.__name__, help=command.__doc__.split("\n")[0], description=command.__doc__)
         one.set_defaults(command=command)
         one.add_argument("bundle", metavar="BUNDLE", help=bundle)
-        one.add_argument("--backend", default="onnxruntime", help="the runtime (default: %(default)s)")
+        default = "the fastest that runs here" if runs else "its first"
+        one.add_argument("--model", metavar="FILE", help=f"a file of the bundle (default: {default})")
+        if not runs:
+            return one
+        one.add_argument("--backend", help="the runtime (default: that of the bundle's file, else onnxruntime)")
         one.add_argument("--provider", help="what the runtime computes on, such as cpu or cuda (default: its own)")
         one.add_argument("--threads", type=int, help="threads of one operator (default: the cores of this process)")
         one.add_argument("--json", action="store_true", help="JSON and nothing else on standard output")
@@ -182,11 +226,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--warmup", type=int, default=10, help="calls at least that do not count")
     add(verify, "a bundle's folder")
     add(inspect)
+    one = add(convert, "a bundle's folder", runs=False)
+    one.add_argument("directory", metavar="DIR", type=Path, help="a folder that does not exist yet")
+    one.add_argument("--to", choices=("triton", "deepstream"), required=True)
+    one.add_argument("--max-batch", type=int, default=8, help="largest batch of the server (default: %(default)s)")
     return parser
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    chosen = {name: getattr(arguments, name) for name in ("backend", "provider", "threads")}
+    chosen = {name: getattr(arguments, name) for name in ("model", "backend", "provider", "threads")}
     return {name: value for name, value in chosen.items() if value is not None}
 
 

@@ -1,9 +1,11 @@
-"""Bundle: the folder that ships. A model, what is known of it, and hashes that show a change.
+"""Bundle: the folder that ships. One model or several for several devices, what is known of them, and hashes that show
+a change.
 
 README.md                 the model card, as the Hugging Face hub reads it
-model.onnx                the model, with its contract inside
-release.json              files and their sha256, contract, classes, accuracy, latency, provenance, licence
-sample/image.jpg          (if wanted) an image, and sample/detections.json: what the model finds in it
+model.onnx, ...           the models, each with its contract inside or, for an engine, in a sidecar FILE.json
+release.json              files and their sha256, models with contract, accuracy and latency, provenance, licence
+sample/image.jpg          (if wanted) an image; what each model finds in it, and as sample/*.npy the reference's input
+                          and raw outputs, for runtimes in other languages
 """
 
 from __future__ import annotations
@@ -16,26 +18,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from deploy.contract import Contract
+import numpy as np
+
 from deploy.detections import Detections
 from deploy.errors import DeployError
+from deploy.manifest import SCHEMA_VERSION, Model, models_of, problems_of, upgraded
 
 if TYPE_CHECKING:
-    from deploy.parity import Tolerance
+    from collections.abc import Mapping, Sequence
 
-SCHEMA_VERSION = 1
+    from numpy.typing import NDArray
+
+    from deploy.contract import Contract
+    from deploy.parity import Parity, Tolerance
+    from deploy.predictor import Predictor
+    from deploy.selection import Verdict
+
 MANIFEST = "release.json"
-MODEL = "model.onnx"
-_GIVEN = ("name", "accuracy", "latency", "provenance", "licence")  # by whoever releases
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(_GIVEN, object),
-    "schema_version": int,
-    "created": str,
-    "files": dict,
-    "contract": dict,
-    "classes": list,
-    "sample": (dict, type(None)),
-}
+_GIVEN = ("name", "provenance", "licence")  # by whoever releases
 
 
 @dataclass(frozen=True)
@@ -48,25 +48,74 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """An image, what each model finds in it, and what the reference takes and gives on the way.
+
+    `detections` are by the model's name in the bundle, at the contract's threshold; `tensors` by their names: the
+    input, uint8 (1, H, W, 3), and the candidates, float32 (1, K, 4), float32 (1, K) and int64 (1, K).
+    """
+
+    image: Path
+    detections: Mapping[str, Detections]
+    tensors: Mapping[str, NDArray[Any]]
+
+    @classmethod
+    def take(cls, image: Path, predictors: Mapping[str, Predictor]) -> Sample:
+        """What these predictors find, each under its model's name; the tensors are those of the first."""
+        detections = {name: predictor([image])[0] for name, predictor in predictors.items()}
+        first = next(iter(predictors.values()))
+        images_BHWC, _ = first.prepare([first.decode(image)])
+        found = first.infer(images_BHWC)
+        names = first.contract.input_name, *first.contract.output_names
+        arrays = images_BHWC, found.boxes_BN4, found.scores_BN, found.labels_BN
+        return cls(image, detections, dict(zip(names, arrays, strict=True)))
+
+
+@dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its folder, its contract and all of release.json."""
+    """An opened bundle: its folder, its models and all of release.json, as this release of Headstart would write it."""
 
     path: Path
-    contract: Contract
+    models: tuple[Model, ...]
     release: dict[str, Any]
 
     @property
-    def model(self) -> Path:
-        """The model file."""
-        return self.path / MODEL
+    def contract(self) -> Contract:
+        """That of the first model, the reference. The others have the same image, classes and thresholds."""
+        return self.models[0].contract
 
     @property
-    def sample(self) -> tuple[Path, Detections] | None:
-        """The sample image and what should be found in it at the contract's threshold; None when there is none."""
-        if self.release["sample"] is None:
-            return None
-        rows = _read_json(self.path / self.release["sample"]["detections"])
-        return self.path / self.release["sample"]["image"], Detections.from_list(rows)
+    def sample_image(self) -> Path | None:
+        """The image of the sample; None when the bundle has none."""
+        return self.path / self.release["sample"]["image"] if self.release["sample"] else None
+
+    def expected(self, file: str) -> Detections | None:
+        """What that model found in the sample when it was released; None where that was not recorded."""
+        recorded = self.release["sample"]["detections"].get(file) if self.release["sample"] else None
+        return None if recorded is None else Detections.from_list(_read_json(self.path / recorded))
+
+    def model(self, file: str) -> Model:
+        """The model of that name. Raises DeployError with the names there are."""
+        for model in self.models:
+            if model.file == file:
+                return model
+        raise DeployError(f"{self.path}: no model {file!r}; choose one of {', '.join(one.file for one in self.models)}")
+
+    def pick(self, backend: str | None = None, provider: str | None = None) -> Verdict:
+        """The fastest way to run this bundle here; by that backend or provider of ONNX Runtime alone, if named.
+
+        Raises DeployError when nothing in it runs here, with every reason. A backend that no model was made for gets
+        the reference, and says itself whether it can read that.
+        """
+        from deploy.selection import Verdict, choose, this_device, ways
+
+        wanted = "onnxruntime" if backend is None and provider is not None else backend
+        models = [model for model in self.models if wanted in (None, model.backend)]
+        if not models:
+            return Verdict(self.models[0], None, ())
+        if len(models) == 1 and not models[0].made_for and ways(models[0], provider) == [None]:
+            return Verdict(models[0], None, ())  # nothing to choose: a device need not be asked what it is
+        return choose(models, this_device(models), provider)
 
     @classmethod
     def open(cls, path: Path | str) -> Bundle:
@@ -75,48 +124,36 @@ class Bundle:
         Raises DeployError naming what is missing, changed or unknown to this release.
         """
         path = Path(path)
-        release = _read_json(path / MANIFEST)
-        version = release.get("schema_version") if isinstance(release, dict) else None
-        if version != SCHEMA_VERSION:
-            raise DeployError(
-                f"{path / MANIFEST}: schema_version {version!r} is not {SCHEMA_VERSION}; "
-                "use the release of Headstart that wrote it"
-            )
-        problems = [f"{name} is missing" for name in _FIELDS if name not in release]
-        problems += [
-            f"{name} is {release[name]!r}"
-            for name, kind in _FIELDS.items()
-            if name in release and not isinstance(release[name], kind)
-        ]
-        if not problems:
-            problems = _file_problems(path, release)
-        if problems:
+        release = upgraded(_read_json(path / MANIFEST), str(path / MANIFEST))
+        if problems := _file_problems(path, release):
             raise DeployError(f"{path}: " + "; ".join(problems) + "; copy the bundle again from where it was released")
-        contract = Contract.from_json(json.dumps(release["contract"]))
-        if list(contract.classes) != release["classes"]:
-            raise DeployError(f"{path / MANIFEST}: classes are not those of its contract; copy the bundle again")
-        return cls(path, contract, release)
+        return cls(path, models_of(release, str(path / MANIFEST)), release)
 
 
 def write(
     directory: Path,
-    model: Path,
-    contract: Contract,
+    models: Sequence[tuple[Path, Model]],
     release: dict[str, Any],
     card: str,
-    sample: tuple[Path, Detections] | None = None,
+    sample: Sample | None = None,
 ) -> Bundle:
     """Writes a bundle, which appears whole or not at all, and opens it.
 
-    `release` has name, accuracy, latency, provenance and licence; `card` is the model card; `sample` an image file and
-    what the model finds in it at the contract's threshold, at least one detection. Raises DeployError when the folder
-    exists or something lacks.
+    `models` are files and what is known of them, the reference first; a sidecar FILE.json beside a file goes with it.
+    `release` has name, provenance and licence; `card` is the model card. Raises DeployError when the folder exists,
+    something lacks, a file is not the one that was measured, or a sample proves nothing.
     """
     directory = Path(directory)
     problems = [f"{name} is missing" for name in _GIVEN if name not in release]
     problems += [f"{name!r} is unknown" for name in release if name not in _GIVEN]
-    if sample is not None and not len(sample[1]):
-        problems.append("a sample without detections proves nothing; choose another image or none")
+    problems += problems_of(tuple(model for _, model in models))
+    problems += [
+        f"{file} is not the file that {model.file} describes: its sha256 is another"
+        for file, model in models
+        if digest(file)["sha256"] != model.sha256
+    ]
+    if sample is not None:
+        problems += _sample_problems(sample, [model.file for _, model in models])
     if directory.exists():
         problems.append("the folder exists; choose another or remove it")
     if problems:
@@ -126,19 +163,19 @@ def write(
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
-        shutil.copyfile(model, partial / MODEL)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        names = [MODEL, "README.md"]
-        described = None
-        if sample is not None:
-            described = _write_sample(partial, sample, contract)
-            names += described.values()
+        for file, model in models:
+            shutil.copyfile(file, partial / model.file)
+            if (beside := sidecar(file)).is_file():
+                shutil.copyfile(beside, sidecar(partial / model.file))
+        described = _write_sample(partial, sample, models[0][1].contract) if sample else None
+        files = sorted(file for file in partial.rglob("*") if file.is_file())
         manifest = release | {
             "schema_version": SCHEMA_VERSION,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "files": {name: _digest(partial / name) for name in names},
-            "contract": json.loads(contract.to_json()),
-            "classes": list(contract.classes),
+            "files": {file.relative_to(partial).as_posix(): digest(file) for file in files},
+            "classes": list(models[0][1].contract.classes),
+            "models": [model.to_dict() for _, model in models],
             "sample": described,
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -153,74 +190,109 @@ def write(
     return Bundle.open(directory)
 
 
-def verify(path: Path | str, tolerance: Tolerance | None = None, **settings: Any) -> list[Check]:
+def sidecar(file: Path) -> Path:
+    """Where an engine's contract and identity lie: beside it, so that every other tool can read the engine."""
+    return file.with_name(f"{file.name}.json")
+
+
+def digest(file: Path) -> dict[str, Any]:
+    """`{sha256, size}` of a file, as release.json lists it."""
+    # Read in pieces: a device may have less memory to spare than the model has bytes.
+    sha256 = hashlib.sha256()
+    with Path(file).open("rb") as opened:
+        while piece := opened.read(1 << 20):
+            sha256.update(piece)
+    return {"sha256": sha256.hexdigest(), "size": Path(file).stat().st_size}
+
+
+def verify(
+    path: Path | str, tolerance: Tolerance | None = None, model: str | None = None, **settings: Any
+) -> list[Check]:
     """Whether a bundle is whole and its model does here what it did where it was released.
 
-    The tolerance, by default that of float32, is in pixels of the network's input, so that a large sample image does
-    not loosen or tighten it. `settings` are the backend's.
+    `model` is the file's name, by default that which is picked for this device. The tolerance, by default that of the
+    file's precision, is in pixels of the network's input, so that a large sample image does not loosen or tighten it.
+    `settings` are the backend's.
     """
     try:
         bundle = Bundle.open(path)
     except DeployError as error:
         return [Check("files", False, str(error))]
-    from deploy.parity import FLOAT32, compare
     from deploy.predictor import Predictor
 
     checks = [Check("files", True, f"{len(bundle.release['files'])} files have the sizes and hashes of {MANIFEST}")]
     try:
-        predictor = Predictor.open(bundle.path, **settings)
+        predictor = Predictor.open(bundle.path, model=model, **settings)
     except DeployError as error:
         return [*checks, Check("model", False, str(error))]
     with predictor:
         runtime = predictor.backend.identity()
-        opened = f"opens on {runtime['runtime']} {runtime['version']}, its contract is that of {MANIFEST}"
+        name = predictor.model.file if predictor.model else ""
+        opened = f"{name} opens on {runtime['runtime']} {runtime['version']}, its contract is that of {MANIFEST}"
         checks.append(Check("model", True, opened))
-        if bundle.sample is None:
+        if bundle.sample_image is None:
             return [*checks, Check("sample", None, "the bundle has no sample")]
-        image, expected = bundle.sample
-        upright = predictor.decode(image)
-        _, placement = bundle.contract.image.prepare(upright)
-        scale = max(a / b for a, b in zip(placement.original, placement.content, strict=True))
-        allowed = tolerance or FLOAT32
-        scaled = replace(allowed, box_px=allowed.box_px * scale)
-        found = predictor([upright])
-    contract = bundle.contract
-    parity = compare([expected], found, scaled, contract.score_threshold, contract.max_detections)
+        expected = bundle.expected(name)
+        if expected is None:
+            return [*checks, Check("sample", None, f"what {name} finds in it was not recorded: it did not run there")]
+        parity = _sample_parity(predictor, bundle.sample_image, expected, tolerance)
     return [*checks, Check("sample", parity.verdict, parity.sentence)]
 
 
-def _write_sample(partial: Path, sample: tuple[Path, Detections], contract: Contract) -> dict[str, str]:
-    image, detections = sample
-    described = {"image": f"sample/image{image.suffix.lower()}", "detections": "sample/detections.json"}
+def _sample_parity(predictor: Predictor, image: Path, expected: Detections, tolerance: Tolerance | None) -> Parity:
+    from deploy.parity import FLOAT16, FLOAT32, compare
+
+    upright = predictor.decode(image)
+    _, placement = predictor.contract.image.prepare(upright)
+    scale = max(a / b for a, b in zip(placement.original, placement.content, strict=True))
+    # Another processor may sum fewer bits in another order; int8 too, whose kernels differ between processors.
+    exact = predictor.model is None or predictor.model.precision == "fp32"
+    allowed = tolerance or (FLOAT32 if exact else FLOAT16)
+    scaled = replace(allowed, box_px=allowed.box_px * scale)
+    found, contract = predictor([upright]), predictor.contract
+    return compare([expected], found, scaled, contract.score_threshold, contract.max_detections)
+
+
+def _sample_problems(sample: Sample, files: Sequence[str]) -> list[str]:
+    problems = [f"the sample speaks of an unknown model {name}" for name in sample.detections if name not in files]
+    if files and files[0] not in sample.detections:
+        problems.append(f"the sample does not say what the reference {files[0]} finds")
+    if not all(len(found) for found in sample.detections.values()):
+        problems.append("a sample without detections proves nothing; choose another image or none")
+    return problems
+
+
+def _write_sample(partial: Path, sample: Sample, contract: Contract) -> dict[str, Any]:
+    described: dict[str, Any] = {"image": f"sample/image{sample.image.suffix.lower()}", "detections": {}, "tensors": {}}
     (partial / "sample").mkdir()
-    shutil.copyfile(image, partial / described["image"])
-    rows = json.dumps(detections.to_list(contract.classes), indent=2)
-    (partial / described["detections"]).write_text(rows + "\n", encoding="utf-8")
+    shutil.copyfile(sample.image, partial / described["image"])
+    for place, (name, found) in enumerate(sample.detections.items()):
+        file = "sample/detections.json" if place == 0 else f"sample/{name}.detections.json"
+        rows = json.dumps(found.to_list(contract.classes), indent=2)
+        (partial / file).write_text(rows + "\n", encoding="utf-8")
+        described["detections"][name] = file
+    for name, array in sample.tensors.items():
+        described["tensors"][name] = f"sample/{name}.npy"
+        np.save(partial / described["tensors"][name], np.ascontiguousarray(array))
     return described
 
 
 def _file_problems(path: Path, release: dict[str, Any]) -> list[str]:
-    problems = [f"{MANIFEST} does not list {MODEL}"] if MODEL not in release["files"] else []
+    named = [model.get("file") for model in release["models"] if isinstance(model, dict)]
+    problems = [f"{MANIFEST} does not list {name}" for name in named if name not in release["files"]]
     sample = release["sample"]
-    if sample is not None and not {sample.get("image"), sample.get("detections")} <= set(release["files"]):
-        problems.append(f"{MANIFEST} does not list the files of the sample")
+    if sample is not None:
+        files = [sample.get("image"), *sample.get("detections", {}).values(), *sample.get("tensors", {}).values()]
+        if not set(files) <= set(release["files"]):
+            problems.append(f"{MANIFEST} does not list the files of the sample")
     for name, wanted in release["files"].items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             problems.append(f"{name} lies outside the bundle")
         elif not (path / name).is_file():
             problems.append(f"{name} is missing")
-        elif _digest(path / name) != wanted:
+        elif digest(path / name) != wanted:
             problems.append(f"{name} was changed after the release")
     return problems
-
-
-def _digest(file: Path) -> dict[str, Any]:
-    # Read in pieces: a device may have less memory to spare than the model has bytes.
-    sha256 = hashlib.sha256()
-    with file.open("rb") as opened:
-        while piece := opened.read(1 << 20):
-            sha256.update(piece)
-    return {"sha256": sha256.hexdigest(), "size": file.stat().st_size}
 
 
 def _sync(path: Path) -> None:

@@ -64,6 +64,22 @@ class Detections:
             )
         ]
 
+    def to_supervision(self, classes: Sequence[str] | None = None) -> Any:
+        """The same as `supervision.Detections`: xyxy, confidence, class_id, and with `classes` data["class_name"].
+
+        Raises DeployError when supervision (MIT licence) is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise DeployError(
+                f"detections: supervision cannot be imported ({error}); pip install supervision"
+            ) from error
+        named = {} if classes is None else {"class_name": np.asarray([classes[label] for label in self.labels], str)}
+        return supervision.Detections(
+            xyxy=self.boxes_xyxy.copy(), confidence=self.scores.copy(), class_id=self.labels.copy(), data=named
+        )
+
     @classmethod
     def from_list(cls, rows: Sequence[dict[str, Any]]) -> Detections:
         """The inverse of `to_list`. Raises DeployError when a row lacks something or cannot be."""

@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def decode(source: Path | str | bytes | Image.Image) -> Image.Image:
-    """The RGB image in a file, in the bytes of a file, or already open; upright, whatever its EXIF orientation says.
+def decode(source: Path | str | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
+    """The RGB image in a file, in the bytes of a file, already open, or in an array of uint8 RGB (H, W, 3); upright,
+    whatever its EXIF orientation says.
 
     16-bit grey is scaled to 8 bits, palettes, grey and CMYK are converted, alpha is dropped; of an animation the first
     frame counts. Raises DeployError, which names the file, when there is none or it cannot be read to its end.
     """
+    if isinstance(source, np.ndarray):
+        return _of_array(source)
     where = "image" if isinstance(source, bytes | Image.Image) else str(source)
     if not isinstance(source, bytes | Image.Image) and not os.path.isfile(source):
         raise DeployError(f"{where}: no such image file")
@@ -40,6 +43,15 @@ def decode(source: Path | str | bytes | Image.Image) -> Image.Image:
         reason = "not an image Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DeployError(f"{where}: the image cannot be read ({reason}); replace or remove the file") from error
     return _to_rgb(upright, where)
+
+
+def _of_array(pixels_HWC: NDArray[np.uint8]) -> Image.Image:
+    if pixels_HWC.dtype != np.uint8 or pixels_HWC.ndim != 3 or pixels_HWC.shape[2] != 3 or not pixels_HWC.size:
+        raise DeployError(
+            f"image: an array must be uint8 RGB of shape (height, width, 3), given {pixels_HWC.dtype} of shape "
+            f"{pixels_HWC.shape}; convert it first"
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels_HWC))
 
 
 def _read(source: Path | str | bytes) -> Image.Image:

@@ -26,37 +26,55 @@ if TYPE_CHECKING:
 
     from deploy.backend import Backend, Candidates
     from deploy.detections import Detections
+    from deploy.manifest import Model
 
-    Source = Path | str | bytes | Image.Image
+    Source = Path | str | bytes | Image.Image | NDArray[np.uint8]
 
 
 class Predictor:
-    """A backend with the contract of its file. Use it as a context manager, or `close` it."""
+    """A backend with the contract of its file, and which model of which bundle that is, if it is one. Use it as a
+    context manager, or `close` it.
+    """
 
-    def __init__(self, backend: Backend, contract: Contract) -> None:
+    def __init__(self, backend: Backend, contract: Contract, model: Model | None = None) -> None:
         self.backend = backend
         self.contract = contract
+        self.model = model
 
     @classmethod
-    def open(cls, path: Path | str, backend: str = "onnxruntime", **settings: Any) -> Predictor:
+    def open(cls, path: Path | str, backend: str | None = None, model: str | None = None, **settings: Any) -> Predictor:
         """A bundle's folder, or an exported file that carries its contract. `settings` are the backend's.
 
-        Raises DeployError when the bundle was changed, the file has no contract or the backend cannot be what it was
-        asked to be.
+        Of a bundle with several models the fastest that runs on this device is taken (`deploy.selection`), or `model`,
+        a file's name; a file that is none of a bundle is opened by ONNX Runtime unless `backend` names another. Raises
+        DeployError when the bundle was changed, the file has no contract or the backend cannot be what it was asked to
+        be.
         """
         path = Path(path)
-        bundle = None
+        chosen = None
         if path.is_dir():
             from deploy.bundle import Bundle
 
             bundle = Bundle.open(path)
-        opened = open_backend(bundle.model if bundle else path, backend, **settings)
+            if model is not None:
+                chosen = bundle.model(model)
+            else:
+                picked = bundle.pick(backend, settings.get("provider"))
+                chosen = picked.model
+                if picked.provider is not None:
+                    settings = {**settings, "provider": picked.provider}
+            backend, file = backend or chosen.backend, path / chosen.file
+        elif model is not None:
+            raise DeployError(f"{path}: model {model!r} is chosen from a bundle's folder, and this is a file")
+        else:
+            file = path
+        opened = open_backend(file, backend or "onnxruntime", **settings)
         try:
-            contract = Contract.from_metadata(opened.metadata(), str(path))
+            contract = Contract.from_metadata(opened.metadata(), str(file))
             # release.json protects the model by its hash, and the model release.json by its contract.
-            if bundle and contract != bundle.contract:
+            if chosen and contract != chosen.contract:
                 raise DeployError(f"{path}: release.json's contract is not the model's; copy the bundle again")
-            return cls(opened, contract)
+            return cls(opened, contract, chosen)
         except Exception:
             opened.close()
             raise

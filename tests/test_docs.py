@@ -22,7 +22,6 @@ from PIL import Image
 import deploy.__main__
 import pipeline.__main__
 from deploy import bundle
-from deploy.detections import Detections
 from pipeline.config import Choice
 from stages.data.sources.digits import Digits
 from stages.detection.detector import Detector, Targets
@@ -65,11 +64,11 @@ def folder(tmp_path_factory):
     photo = folder / "photo.jpg"
     Image.new("RGB", (640, 480), "white").save(photo)
     with tiny["Predictor"].open(model) as predictor:
-        (found,) = predictor([photo])
-    assert isinstance(found, Detections)
-    assert len(found)
-    release = {"name": "tiny", "licence": "none", "accuracy": None, "latency": None, "provenance": {}}
-    bundle.write(folder / "bundle", model, contract, release, "A card.", (photo, found))
+        sample = bundle.Sample.take(photo, {"model.onnx": predictor})
+    assert len(sample.detections["model.onnx"])
+    release = {"name": "tiny", "licence": "none", "provenance": {}}
+    entry = tiny["make_entry"](model, contract=contract)
+    bundle.write(folder / "bundle", [entry], release, "A card.", sample)
     return folder
 
 

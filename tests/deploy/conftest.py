@@ -15,10 +15,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from deploy.bundle import write
+from deploy.bundle import Sample, digest, write
 from deploy.contract import Contract
 from deploy.detections import Detections
 from deploy.image import ImageSpec
+from deploy.manifest import Model
 from deploy.predictor import Predictor
 
 # The second box repeats the first in its class; the last one hangs over the lower edge.
@@ -157,13 +158,40 @@ def new_annotations() -> Callable[..., Path]:
     return write_annotations
 
 
-RELEASE = {
-    "name": "tiny",
-    "accuracy": {"ap": 0.5},
-    "latency": None,
-    "provenance": {"commit": "none"},
-    "licence": "Apache-2.0",
-}
+def make_entry(path: Path, **changes: object) -> tuple[Path, Model]:
+    """A model file with what a bundle says of it: float32 of ONNX Runtime, AP 0.5, never timed."""
+    settings: dict[str, object] = {
+        "file": "model.onnx",
+        "sha256": digest(path)["sha256"],
+        "backend": "onnxruntime",
+        "precision": "fp32",
+        "contract": make_contract(),
+        "accuracy": {"statistics": {"ap": 0.5}},
+    }
+    return path, Model(**(settings | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def entry() -> Callable[..., tuple[Path, Model]]:
+    return make_entry
+
+
+def make_timing(milliseconds: float, device: str, provider: str = "CPUExecutionProvider", **changes: object) -> dict:
+    """A row of latency, as the benchmark stage writes it."""
+    return {
+        "steps": {"end_to_end": {"p50": milliseconds, "mean": 2 * milliseconds}},
+        "runtime": {"provider": provider, "device": device},
+        "machine": {"cpu": device},
+        "reliable": True,
+    } | changes
+
+
+@pytest.fixture
+def timing() -> Callable[..., dict]:
+    return make_timing
+
+
+RELEASE = {"name": "tiny", "provenance": {"commit": "none"}, "licence": "Apache-2.0"}
 
 
 @pytest.fixture
@@ -176,6 +204,6 @@ def bundle(tmp_path: Path, model: Path) -> Path:
     """A released bundle with a sample: a white JPEG of 128 x 100 pixels."""
     image = write_image(tmp_path / "sample.jpg", size=(128, 100))
     with Predictor.open(model) as predictor:
-        (found,) = predictor([image])
-    write(tmp_path / "bundle", model, make_contract(), RELEASE, "# Tiny\n", (image, found))
+        sample = Sample.take(image, {"model.onnx": predictor})
+    write(tmp_path / "bundle", [make_entry(model)], RELEASE, "# Tiny\n", sample)
     return tmp_path / "bundle"

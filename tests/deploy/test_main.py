@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from deploy.__main__ import main
+from deploy.bundle import write
 
 
 def test_predict_prints_json_and_a_line_for_people(bundle, white, capsys):
@@ -121,9 +122,40 @@ def test_verify_and_its_verdict(bundle, capsys):
 
 def test_inspect(bundle, model, capsys):
     assert main(["inspect", str(bundle)]) == 0
+    title, _, line = capsys.readouterr().out.splitlines()
+    assert title.startswith("tiny, 2 classes, licence Apache-2.0, ")
+    assert line.split()[:4] == ["model.onnx", "onnxruntime", "fp32", "0.5000"]
+    assert line.endswith("taken: runs here, never measured")
+    assert main(["inspect", str(bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["licence"] == "Apache-2.0"
     assert main(["inspect", str(model)]) == 0
     assert json.loads(capsys.readouterr().out)["contract"]["classes"] == ["cat", "dog"]
+
+
+def test_inspect_says_why_a_file_is_refused(tmp_path, model, entry, release, timing, capsys):
+    engine = tmp_path / "fast.engine"
+    engine.write_bytes(b"plan")
+    models = [
+        entry(model, latency=(timing(9, "some CPU"),)),
+        entry(
+            engine,
+            file="fast.engine",
+            backend="tensorrt",
+            made_for={"compute_capabilities": ["99.0"]},
+            latency=(timing(1, "some GPU"),),
+            rebuild="pipeline run x.yaml",
+        ),
+    ]
+    write(tmp_path / "two", models, release, "card")
+    assert main(["inspect", str(tmp_path / "two")]) == 0
+    _, _, first, second, third = capsys.readouterr().out.splitlines()
+    assert first.endswith("taken: runs here, 9.00 ms on some CPU")
+    assert "fast.engine" in second
+    assert "refused: " in second
+    assert "99.0" in second
+    assert third.strip() == "make one for it: pipeline run x.yaml"
+    assert main(["predict", str(tmp_path / "two"), "--model", "none.onnx", "x.png"]) == 2
+    assert "choose one of model.onnx, fast.engine" in capsys.readouterr().err
 
 
 def test_a_device_needs_neither_torch_nor_pydantic(bundle, white):

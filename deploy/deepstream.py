@@ -1,0 +1,152 @@
+"""DeepStream: a model of a bundle as files for the element nvinfer: its configuration, labels, and an ONNX file with the
+input that nvinfer can give.
+
+nvinfer hands a network float planes of RGB, never uint8 NHWC; so the graph's first nodes are replaced, and a test holds
+both files against each other. Written from DeepStream's documentation and never loaded by it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from configparser import ConfigParser
+from typing import TYPE_CHECKING
+
+from deploy.errors import DeployError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deploy.bundle import Bundle
+    from deploy.manifest import Model
+
+ONNX = "model_planes.onnx"
+CONFIG = "config_infer.txt"
+PARSER = "NvDsInferParseHeadstart"
+LIBRARY = "libnvdsinfer_headstart.so"
+
+README = """# {name} for DeepStream
+
+`{config}` configures `nvinfer`; it builds its engine from `{onnx}` at the first start. `{onnx}` is {file} with float
+planes of RGB, 0 to 255, as input instead of uint8 NHWC, which nvinfer cannot give.
+
+**You must supply `{library}`** with the function `{parser}`: nvinfer knows no outputs like ours. For one image they are
+`{boxes}` float [{count}, 4] (x1, y1, x2, y2 in pixels of the network's input), `{scores}` float [{count}] and `{labels}`
+int64 [{count}] (from 0, the lines of labels.txt), highest score first. The function makes one NvDsInferObjectDetectionInfo
+of each with a score above detectionParams.perClassPreclusterThreshold; {nms}
+
+**Not tried**: these files were parsed and the ONNX file was run by ONNX Runtime when Headstart was tested; neither was
+ever loaded by DeepStream. **AP is another** than that in release.json: nvinfer scales frames on the GPU without
+antialiasing and pads with black, the model was trained and measured with antialiasing and {pad}. Measure it there.
+"""
+
+
+def write(bundle: Bundle, model: Model, directory: Path, max_batch: int = 8) -> Path:
+    """Writes the folder, which appears whole or not at all, and returns its configuration file.
+
+    Raises DeployError for what is no ONNX file, a batch below 1, a folder that exists, or without the package onnx.
+    """
+    if not model.file.endswith(".onnx"):
+        raise DeployError(
+            f"deepstream: {model.file} is no ONNX file, which nvinfer builds from; choose a --model that is"
+        )
+    if max_batch < 1:
+        raise DeployError(f"deepstream: --max-batch must be at least 1, given {max_batch}")
+    if directory.exists():
+        raise DeployError(f"{directory}: the folder exists; choose another or remove it")
+    contract = model.contract
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write_planes(bundle.path / model.file, partial / ONNX, contract.input_name)
+        with (partial / CONFIG).open("w", encoding="utf-8") as file:
+            config(model, max_batch).write(file, space_around_delimiters=False)
+        (partial / "labels.txt").write_text("\n".join(contract.classes) + "\n", encoding="utf-8")
+        boxes, scores, labels = contract.output_names
+        here = contract.nms == "host"
+        readme = README.format(
+            name=bundle.release["name"],
+            config=CONFIG,
+            onnx=ONNX,
+            file=model.file,
+            library=LIBRARY,
+            parser=PARSER,
+            boxes=boxes,
+            scores=scores,
+            labels=labels,
+            count=contract.max_detections if contract.nms == "graph" else contract.candidates,
+            nms="nvinfer does NMS (cluster-mode 2)." if here else "they need no NMS (cluster-mode 4).",
+            pad=list(contract.image.pad_rgb),
+        )
+        (partial / "README.md").write_text(readme, encoding="utf-8")
+        partial.rename(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return directory / CONFIG
+
+
+def config(model: Model, batch: int) -> ConfigParser:
+    """nvinfer's settings. Class-agnostic NMS, which it has not, is refused."""
+    contract, spec = model.contract, model.contract.image
+    if contract.nms == "host" and contract.class_agnostic_nms:
+        raise DeployError("deepstream: nvinfer suppresses within a class alone, the contract says across; it cannot")
+    made = ConfigParser(interpolation=None)
+    made["property"] = {
+        "gpu-id": "0",
+        "onnx-file": ONNX,
+        "labelfile-path": "labels.txt",
+        "batch-size": str(batch),
+        "network-mode": "0",  # fp32: the file's own types; the others would convert what was never measured
+        "network-type": "0",  # a detector
+        "num-detected-classes": str(len(contract.classes)),
+        "infer-dims": f"3;{spec.height};{spec.width}",
+        "model-color-format": "0",  # RGB
+        "net-scale-factor": "1",  # the graph normalises
+        "maintain-aspect-ratio": "1",
+        "symmetric-padding": "0",  # the image lies at the top left
+        "cluster-mode": "2" if contract.nms == "host" else "4",
+        "output-blob-names": ";".join(contract.output_names),
+        "parse-bbox-func-name": PARSER,
+        "custom-lib-path": LIBRARY,
+    }
+    made["class-attrs-all"] = {
+        "pre-cluster-threshold": str(contract.score_threshold),
+        "nms-iou-threshold": str(contract.nms_iou),
+        "topk": str(contract.max_detections),
+    }
+    return made
+
+
+def write_planes(source: Path, target: Path, name: str) -> None:
+    """The ONNX file with input float32 (B, 3, H, W) of RGB from 0 to 255 instead of uint8 (B, H, W, 3).
+
+    Our graphs cast before all else; that cast takes the transposed planes instead. Raises DeployError for a graph that
+    begins otherwise.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise DeployError(f"deepstream: the package onnx is needed here ({error}); pip install onnx") from error
+    model = onnx.load(source)
+    (images,) = (one for one in model.graph.input if one.name == name)
+    readers = [node for node in model.graph.node if name in node.input]
+    shape = images.type.tensor_type.shape.dim
+    if [node.op_type for node in readers] != ["Cast"] or len(shape) != 4:
+        raise DeployError(
+            f"{source}: a graph that casts {name} (B, H, W, 3) first is wanted, this one begins with "
+            f"{', '.join(node.op_type for node in readers)}; export it with Headstart"
+        )
+    height, width = shape[1].dim_value, shape[2].dim_value
+    batch = shape[0].dim_param or shape[0].dim_value
+    images.CopyFrom(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [batch, 3, height, width]))
+    readers[0].input[:] = [f"{name}_nhwc"]
+    model.graph.node.insert(
+        0, onnx.helper.make_node("Transpose", [name], [f"{name}_nhwc"], name="planes", perm=[0, 2, 3, 1])
+    )
+    # Its contract speaks of uint8 NHWC images, and this file takes others.
+    kept = [entry for entry in model.metadata_props if not entry.key.startswith("headstart.")]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, target)

@@ -1,0 +1,102 @@
+// A bundle in C++17: runs its reference model on the golden input beside its sample, compares the raw outputs with the
+// golden ones, does NMS, and prints the detections. Exit codes: 0 equal, 1 an error, 3 the outputs differ.
+//
+//   Debian 13, Ubuntu 24.10 or newer: apt-get install g++ libonnxruntime-dev nlohmann-json3-dev
+//   g++ -std=c++17 -O2 detect.cpp -o detect -I/usr/include/onnxruntime -lonnxruntime
+//   ./detect BUNDLE          (a bundle released with `sample: true`)
+//
+// For images of your own fill the input as deploy/image.py does: resize with antialias to fit, top left, the rest
+// `pad_rgb`. An image library without antialias costs AP: benchmarks/resize.py measures how much.
+#include <onnxruntime_cxx_api.h>
+
+#include <cmath>
+#include <cstdio>
+#include <exception>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "nms.hpp"
+#include "npy.hpp"
+
+namespace {
+
+using headstart::read_npy;
+using nlohmann::json;
+
+constexpr float kBoxPx = 0.1f, kScore = 1e-3f;  // as deploy/parity.py allows the same arithmetic in another order
+
+json read_json(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) throw std::runtime_error(path + ": it cannot be read; give a bundle's folder");
+  return json::parse(file);
+}
+
+template <class T>
+float difference(const T* found, const std::vector<T>& golden) {
+  float largest = 0;
+  for (std::size_t i = 0; i < golden.size(); ++i)
+    largest = std::max(largest, std::abs(static_cast<float>(found[i]) - static_cast<float>(golden[i])));
+  return largest;
+}
+
+int run(const std::string& bundle) {
+  const json release = read_json(bundle + "/release.json");
+  if (release.at("schema_version") != 2) throw std::runtime_error("release.json: schema_version 2 is wanted");
+  if (release.at("sample").is_null()) throw std::runtime_error("the bundle has no sample; release it with sample: true");
+  const json& model = release.at("models").at(0);
+  const json& contract = model.at("contract");
+  const json& tensors = release.at("sample").at("tensors");
+  const std::string input_name = contract.at("input_name");
+  const auto output_names = contract.at("output_names").get<std::vector<std::string>>();
+
+  Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "headstart");
+  Ort::Session session(env, (bundle + "/" + model.at("file").get<std::string>()).c_str(), Ort::SessionOptions());
+
+  auto images = read_npy<std::uint8_t>(bundle + "/" + tensors.at(input_name).get<std::string>());
+  const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+  const Ort::Value input = Ort::Value::CreateTensor<std::uint8_t>(memory, images.values.data(), images.values.size(),
+                                                                  images.shape.data(), images.shape.size());
+  const char* inputs[] = {input_name.c_str()};
+  const char* outputs[] = {output_names.at(0).c_str(), output_names.at(1).c_str(), output_names.at(2).c_str()};
+  const auto raw = session.Run(Ort::RunOptions(), inputs, &input, 1, outputs, 3);
+  const auto* boxes = raw[0].GetTensorData<float>();
+  const auto* scores = raw[1].GetTensorData<float>();
+  const auto* labels = raw[2].GetTensorData<std::int64_t>();
+
+  const auto golden_boxes = read_npy<float>(bundle + "/" + tensors.at(output_names[0]).get<std::string>());
+  const auto golden_scores = read_npy<float>(bundle + "/" + tensors.at(output_names[1]).get<std::string>());
+  const auto golden_labels = read_npy<std::int64_t>(bundle + "/" + tensors.at(output_names[2]).get<std::string>());
+  const std::size_t count = golden_scores.values.size();
+  if (raw[1].GetTensorTypeAndShapeInfo().GetElementCount() != count)
+    throw std::runtime_error("the model gives another number of candidates than the golden outputs have");
+  const float box = difference(boxes, golden_boxes.values), score = difference(scores, golden_scores.values);
+  const float label = difference(labels, golden_labels.values);
+  const bool equal = box <= kBoxPx && score <= kScore && label == 0;  // of NaN none is true
+  std::printf("raw outputs: boxes within %g px, scores within %g, labels %s: %s\n", box, score,
+              label == 0 ? "equal" : "differ", equal ? "equal" : "DIFFERENT");
+
+  // The golden image fills the canvas but for its padding; its content is read off the sample in deploy/image.py. Here
+  // the whole canvas is clipped to.
+  const std::string nms = contract.at("nms");
+  const headstart::Limits limits = {contract.at("score_threshold"), contract.at("nms_iou"),
+                                    contract.at("max_detections"), nms == "host",
+                                    contract.at("class_agnostic_nms")};
+  const auto found = headstart::detect(boxes, scores, labels, count, static_cast<float>(images.shape.at(1)),
+                                       static_cast<float>(images.shape.at(2)), limits);
+  for (const auto& one : found)
+    std::printf("%s %.6f %.3f %.3f %.3f %.3f\n", contract.at("classes").at(one.label).get<std::string>().c_str(),
+                one.score, one.box[0], one.box[1], one.box[2], one.box[3]);
+  return equal ? 0 : 3;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  try {
+    if (count != 2) throw std::runtime_error("usage: detect BUNDLE");
+    return run(arguments[1]);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 1;
+  }
+}

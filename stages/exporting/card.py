@@ -1,0 +1,78 @@
+"""The model card of a bundle: what it is, what was measured on each of its files, and how images are made for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from deploy.manifest import Model
+from stages.artifacts.dataset import Dataset
+from stages.artifacts.exported_model import ExportedModel
+
+
+def card(name: str, licence: str, models: Sequence[tuple[ExportedModel, Model]], data: Dataset) -> str:
+    """The model card, as the Hugging Face hub reads it; `models` are the reference first."""
+    reference, contract = models[0][0], models[0][1].contract
+    shown = ", ".join(data.classes[:12]) + (", ..." if len(data.classes) > 12 else "")
+    size, pad = f"{contract.image.height}x{contract.image.width}", list(contract.image.pad_rgb)
+    lines = [
+        "---",
+        f"license: {licence}",
+        "pipeline_tag: object-detection",
+        "library_name: onnx",
+        "---",
+        f"# {name}",
+        "",
+        f"An object detector for {len(data.classes)} classes ({shown}).",
+        f"{reference.parameters:,} parameters, {reference.flops / 1e9:.2f} GFLOPs an image.",
+        "",
+    ]
+    for one, model in models:
+        lines += ["## Measured on this very file" if len(models) == 1 else f"## Measured on {model.file}", ""]
+        lines += [*measured_lines(one, model), ""]
+    lines += [
+        "## Use",
+        "",
+        "```sh",
+        "pip install '.[cpu]'   # in the Headstart repository",
+        "deploy inspect .       # what is in it, and which file is taken on this device",
+        "deploy predict . image.jpg",
+        "deploy verify .",
+        "```",
+        "",
+        f"Images: RGB uint8, resized with antialias to fit {size} (height x width), placed top left, the rest filled with "
+        f"{pad}. The graph normalises and decodes; NMS at IoU {contract.nms_iou} is done by the {contract.nms}.",
+        f"Deployment threshold {contract.score_threshold}; AP was measured from {contract.evaluation_score_threshold}.",
+        "",
+        "## Data",
+        "",
+        f"{data.train.image_count} training and {data.val.image_count} validation images. {data.attribution}".strip(),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def measured_lines(one: ExportedModel, model: Model) -> list[str]:
+    """What the card says of one file."""
+    measured = model.accuracy
+    assert measured is not None
+    ap, ap50 = measured["statistics"]["ap"], measured["statistics"]["ap50"]
+    lines = [
+        f"- {model.backend}, {model.precision}, {one.bytes / 1e6:.2f} MB"
+        + (f", made for {json.dumps(model.made_for)}" if model.made_for else ""),
+        f"- AP {number(ap)}, AP50 {number(ap50)} (COCO, {measured['images']} validation images, "
+        f"{measured['evaluator']}, {measured['backend']})",
+    ]
+    for row in model.latency:
+        total = row["steps"]["end_to_end"]
+        doubt = "" if row["reliable"] else " - UNRELIABLE: " + "; ".join(row["evidence"]["reasons"])
+        lines.append(
+            f"- milliseconds of one image, file to detections: p50 {number(total['p50'], 2)}, "
+            f"p99 {number(total['p99'], 2)}, on {row['machine']['cpu']}, {row['threads']} threads{doubt}"
+        )
+    return [*lines, f"- parity: {one.parity.sentence}"]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A measured number, or that there is none."""
+    return "not measured" if value is None else f"{value:.{digits}f}"
