@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploy.contract import Contract
+    from deploy.image import Placement
     from deploy.parity import Parity, Tolerance
     from deploy.predictor import Predictor
     from deploy.selection import Verdict
@@ -52,10 +53,12 @@ class Sample:
     """An image, what each model finds in it, and what the reference takes and gives on the way.
 
     `detections` are by the model's name in the bundle, at the contract's threshold; `tensors` by their names: the
-    input, uint8 (1, H, W, 3), and the candidates, float32 (1, K, 4), float32 (1, K) and int64 (1, K).
+    input, uint8 (1, H, W, 3), and the candidates, float32 (1, K, 4), float32 (1, K) and int64 (1, K); `placement` is
+    where the image lies in that input.
     """
 
     image: Path
+    placement: Placement
     detections: Mapping[str, Detections]
     tensors: Mapping[str, NDArray[Any]]
 
@@ -64,11 +67,11 @@ class Sample:
         """What these predictors find, each under its model's name; the tensors are those of the first."""
         detections = {name: predictor([image])[0] for name, predictor in predictors.items()}
         first = next(iter(predictors.values()))
-        images_BHWC, _ = first.prepare([first.decode(image)])
+        images_BHWC, (placement,) = first.prepare([first.decode(image)])
         found = first.infer(images_BHWC)
         names = first.contract.input_name, *first.contract.output_names
         arrays = images_BHWC, found.boxes_BN4, found.scores_BN, found.labels_BN
-        return cls(image, detections, dict(zip(names, arrays, strict=True)))
+        return cls(image, placement, detections, dict(zip(names, arrays, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -263,7 +266,13 @@ def _sample_problems(sample: Sample, files: Sequence[str]) -> list[str]:
 
 
 def _write_sample(partial: Path, sample: Sample, contract: Contract) -> dict[str, Any]:
-    described: dict[str, Any] = {"image": f"sample/image{sample.image.suffix.lower()}", "detections": {}, "tensors": {}}
+    described: dict[str, Any] = {
+        "image": f"sample/image{sample.image.suffix.lower()}",
+        "original": list(sample.placement.original),
+        "content": list(sample.placement.content),
+        "detections": {},
+        "tensors": {},
+    }
     (partial / "sample").mkdir()
     shutil.copyfile(sample.image, partial / described["image"])
     for place, (name, found) in enumerate(sample.detections.items()):

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def named(models: Sequence[ExportedModel]) -> list[tuple[ExportedModel, str]]:
     """Each model's file name in the bundle: model.onnx for one alone, of several the names of their stages."""
     if len(models) == 1:
         return [(models[0], f"model{Path(models[0].file).suffix}")]
-    return [(one, re.sub(r"[^\w.=-]+", "_", one.name).strip("_") + Path(one.file).suffix) for one in models]
+    return [(one, re.sub(r"[^\w.-]+", "_", one.name).strip("_") + Path(one.file).suffix) for one in models]
 
 
 def released(
@@ -131,7 +132,7 @@ def first_sample(models: Sequence[tuple[ExportedModel, Model]], data: Dataset) -
             if len(reference([image])[0]):
                 taken = bundle.Sample.take(image, predictors)
                 found = {name: one for name, one in taken.detections.items() if len(one)}
-                return bundle.Sample(image, found, taken.tensors)
+                return replace(taken, detections=found)
     raise UserError(
         f"release: the model finds nothing above {reference.contract.score_threshold} in any validation image, so there "
         "is no sample; lower export's score_threshold, or train longer"

@@ -34,8 +34,11 @@ json read_json(const std::string& path) {
 template <class T>
 float difference(const T* found, const std::vector<T>& golden) {
   float largest = 0;
-  for (std::size_t i = 0; i < golden.size(); ++i)
-    largest = std::max(largest, std::abs(static_cast<float>(found[i]) - static_cast<float>(golden[i])));
+  for (std::size_t i = 0; i < golden.size(); ++i) {
+    const float one = std::abs(static_cast<float>(found[i]) - static_cast<float>(golden[i]));
+    if (std::isnan(one)) return one;
+    largest = std::max(largest, one);
+  }
   return largest;
 }
 
@@ -75,17 +78,15 @@ int run(const std::string& bundle) {
   std::printf("raw outputs: boxes within %g px, scores within %g, labels %s: %s\n", box, score,
               label == 0 ? "equal" : "differ", equal ? "equal" : "DIFFERENT");
 
-  // The golden image fills the canvas but for its padding; its content is read off the sample in deploy/image.py. Here
-  // the whole canvas is clipped to.
-  const std::string nms = contract.at("nms");
-  const headstart::Limits limits = {contract.at("score_threshold"), contract.at("nms_iou"),
-                                    contract.at("max_detections"), nms == "host",
-                                    contract.at("class_agnostic_nms")};
-  const auto found = headstart::detect(boxes, scores, labels, count, static_cast<float>(images.shape.at(1)),
-                                       static_cast<float>(images.shape.at(2)), limits);
-  for (const auto& one : found)
+  // Where the image lies in the input: boxes are clipped to it, and an axis at a time go back to the original's pixels.
+  const auto content = release.at("sample").at("content").get<std::vector<float>>();
+  const auto original = release.at("sample").at("original").get<std::vector<float>>();
+  const float y = original.at(0) / content.at(0), x = original.at(1) / content.at(1);
+  const headstart::Limits limits = {contract.at("score_threshold"), contract.at("nms_iou"), contract.at("max_detections"),
+                                    contract.at("nms") == "host", contract.at("class_agnostic_nms")};
+  for (const auto& one : headstart::detect(boxes, scores, labels, count, content[0], content[1], limits))
     std::printf("%s %.6f %.3f %.3f %.3f %.3f\n", contract.at("classes").at(one.label).get<std::string>().c_str(),
-                one.score, one.box[0], one.box[1], one.box[2], one.box[3]);
+                one.score, x * one.box[0], y * one.box[1], x * one.box[2], y * one.box[3]);
   return equal ? 0 : 3;
 }
 

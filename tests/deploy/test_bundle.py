@@ -9,6 +9,7 @@ import pytest
 from deploy import bundle as module
 from deploy.bundle import Bundle, Sample, sidecar, verify, write
 from deploy.errors import DeployError
+from deploy.image import Placement
 from deploy.predictor import Predictor
 
 
@@ -159,7 +160,7 @@ def test_a_model_that_answers_otherwise_fails(bundle):
 def test_what_lacks_is_told_at_once_and_nothing_is_written(tmp_path, model, entry, release, white, detections):
     (tmp_path / "there").mkdir()
     del release["licence"]
-    sample = Sample(white, {"other.onnx": detections()}, {})
+    sample = Sample(white, Placement((1, 1), (1, 1)), {"other.onnx": detections()}, {})
     models = [entry(model), entry(model, sha256="0" * 64)]
     with pytest.raises(DeployError) as caught:
         write(tmp_path / "there", models, release | {"size": 1}, "card", sample)

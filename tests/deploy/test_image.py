@@ -146,3 +146,18 @@ def test_spec_round_trips_and_refuses_nonsense():
         ImageSpec.from_dict({"height": 1, "width": 1})
     with pytest.raises(DeployError, match="pad_rgb"):
         ImageSpec.from_dict({"height": 1, "width": 1, "pad_rgb": 3})
+
+
+def test_an_array_is_an_image(photo):
+    pixels = np.asarray(photo)
+    assert np.array_equal(np.asarray(decode(pixels)), pixels)
+    assert np.array_equal(np.asarray(decode(pixels[..., ::-1])), pixels[..., ::-1])  # as of a BGR frame turned round
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)],
+)
+def test_an_array_that_is_no_rgb_image_is_refused(array):
+    with pytest.raises(DeployError, match=r"an array must be uint8 RGB of shape \(height, width, 3\), given"):
+        decode(array)

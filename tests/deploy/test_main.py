@@ -140,7 +140,6 @@ def test_inspect_says_why_a_file_is_refused(tmp_path, model, entry, release, tim
         entry(
             engine,
             file="fast.engine",
-            backend="tensorrt",
             made_for={"compute_capabilities": ["99.0"]},
             latency=(timing(1, "some GPU"),),
             rebuild="pipeline run x.yaml",

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 
@@ -145,3 +147,22 @@ def test_detections_as_json_and_back(detections):
     assert len(Detections.from_list([])) == 0
     with pytest.raises(DeployError, match="rows of box_xyxy"):
         Detections.from_list([{"score": 1}])
+
+
+def test_detections_for_supervision(detections):
+    """Skipped where supervision, or the OpenCV it imports, is not installed; neither is needed for anything else."""
+    pytest.importorskip("supervision", exc_type=ImportError)
+    one = detections(([1, 2, 3, 4], 0.9, 1), ([5, 6, 7, 8], 0.5, 0))
+    found = one.to_supervision(["cat", "dog"])
+    np.testing.assert_array_equal(found.xyxy, one.boxes_xyxy)
+    np.testing.assert_array_equal(found.confidence, one.scores)
+    np.testing.assert_array_equal(found.class_id, one.labels)
+    assert found["class_name"].tolist() == ["dog", "cat"]
+    assert "class_name" not in one.to_supervision().data
+    assert len(detections().to_supervision(["cat"])) == 0
+
+
+def test_without_supervision_the_error_says_so(detections, monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(DeployError, match="pip install supervision"):
+        detections().to_supervision()

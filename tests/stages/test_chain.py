@@ -1,16 +1,20 @@
 """The work, stage by stage on tiny models: train, distil, prune with proof, export with parity, validate, release."""
 
+import hashlib
 import json
 import shutil
 
+import onnx as graph
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deploy.bundle import verify
+from deploy.bundle import Bundle, verify
+from deploy.errors import DeployError
 from deploy.predictor import Predictor
 from pipeline.errors import UserError, VerdictError
 from stages import distill, export, prune, release, train, validate
+from stages.artifacts.reports import LatencyReport, LatencyRow
 from stages.exporting import onnx_file
 
 TRAINING = {"steps": 3, "batch_size": 4, "device": "cpu", "optimizer": {"name": "adamw", "lr": 1e-3, "warmup": 1}}
@@ -214,10 +218,103 @@ def test_release_carries_what_was_measured_and_verifies(tmp_path, digits, onnx, 
     made = make(tmp_path, "bundle", release, {"sample": True, "licence": "cc-by-2.0"}, **slots)
     folder = made.path(made.folder)
     manifest = json.loads((folder / "release.json").read_text())
-    assert manifest["accuracy"]["statistics"]["ap"] == accuracy.rows[-1].statistics["ap"]
+    (model,) = manifest["models"]
+    assert model["accuracy"]["statistics"]["ap"] == accuracy.rows[-1].statistics["ap"]
+    assert (model["backend"], model["precision"], model["made_for"], model["latency"]) == (
+        "onnxruntime",
+        "fp32",
+        {},
+        [],
+    )
     assert manifest["provenance"]["dataset_fingerprint"] == digits.fingerprint
-    assert manifest["files"]["model.onnx"]["sha256"] == onnx.sha256
+    assert manifest["files"]["model.onnx"]["sha256"] == model["sha256"] == onnx.sha256
     assert [check.passed for check in verify(folder)] == [True, True, True]
+    assert "## Measured on this very file" in (folder / "README.md").read_text()
+
+
+def timed(model, milliseconds):
+    """A latency report of a model that nobody ran."""
+    row = LatencyRow(
+        name=model.name,
+        kind="exported",
+        key=model.key,
+        source=model.source,
+        backend="onnxruntime",
+        sha256=model.sha256,
+        parameters=1,
+        bytes=1,
+        machine={"cpu": "another"},
+        steps={"end_to_end": {"p50": milliseconds, "p99": None, "mean": milliseconds}},
+        threads=1,
+        flops=1,
+        peak_memory_mb=None,
+        reliable=True,
+        evidence={},
+    )
+    return LatencyReport(rows=(row,))
+
+
+@pytest.fixture
+def second(tmp_path, onnx):
+    """The same model as another file, as a second export would be; an engine's sidecar lies beside it."""
+    directory = tmp_path / "second"
+    directory.mkdir()
+    written = graph.load(onnx.path(onnx.file))
+    written.doc_string = "another file"
+    graph.save(written, directory / onnx.file)
+    return lambda made_for=None, **changes: placed(onnx, directory, made_for, changes)
+
+
+def placed(onnx, directory, made_for, changes):
+    file = directory / onnx.file
+    if made_for is not None:
+        file.with_name(f"{file.name}.json").write_text(json.dumps({"made_for": made_for}))
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    return onnx.model_copy(update={"sha256": sha256, **changes}).placed(directory, name="other[seed=0]", key="other")
+
+
+def test_release_holds_several_files_and_the_fastest_is_taken(tmp_path, digits, onnx, accuracy, second):
+    other = second(precision="fp16")
+    measured = accuracy.rows[-1].model_copy(update={"sha256": other.sha256})
+    both = accuracy.model_copy(update={"rows": (*accuracy.rows, measured)})
+    slots = {"data": digits, "models": [other, onnx], "accuracy": [both], "reports": []}
+    slots["latency"] = [timed(onnx, 20.0), timed(other, 10.0)]
+    made = make(tmp_path, "bundle", release, {"sample": True, "rebuild": "pipeline run x.yaml"}, **slots)
+    opened = Bundle.open(made.path(made.folder))
+    assert [model.file for model in opened.models] == [
+        "onnx.onnx",
+        "other_seed_0.onnx",
+    ]  # the fp32 one is the reference
+    assert {model.rebuild for model in opened.models} == {"pipeline run x.yaml"}
+    assert opened.release["provenance"]["model_keys"] == {"onnx": "onnx-key", "other[seed=0]": "other"}
+    with Predictor.open(opened.path) as predictor:
+        assert predictor.model.file == "other_seed_0.onnx"
+    assert [check.passed for check in verify(opened.path)] == [True, True, True]
+    card = (opened.path / "README.md").read_text()
+    assert "## Measured on onnx.onnx" in card
+    assert "p50 10.00, p99 not measured, on another" in card
+
+
+def test_release_takes_what_an_engine_says_of_itself(tmp_path, digits, onnx, accuracy, second):
+    """A file that cannot run here is bundled with what it was made for; the sample does without it."""
+    engine = second({"compute_capabilities": ["99.0"]}, backend="tensorrt_of_tomorrow")
+    measured = accuracy.rows[-1].model_copy(update={"sha256": engine.sha256})
+    both = accuracy.model_copy(update={"rows": (*accuracy.rows, measured)})
+    slots = {
+        "data": digits,
+        "models": [engine, onnx],
+        "accuracy": [both],
+        "latency": [timed(engine, 1.0)],
+        "reports": [],
+    }
+    opened = Bundle.open((made := make(tmp_path, "bundle", release, {"sample": True}, **slots)).path(made.folder))
+    assert opened.models[1].made_for == {"compute_capabilities": ["99.0"]}
+    assert "other_seed_0.onnx.json" in opened.release["files"]
+    assert list(opened.release["sample"]["detections"]) == ["onnx.onnx"]
+    with Predictor.open(opened.path) as predictor:
+        assert predictor.model.file == "onnx.onnx"
+    with pytest.raises(DeployError, match="there is no 'tensorrt_of_tomorrow'"):
+        Predictor.open(opened.path, model="other_seed_0.onnx")
 
 
 def test_release_refuses_a_file_nobody_measured(tmp_path, digits, onnx, accuracy):
