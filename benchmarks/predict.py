@@ -69,6 +69,7 @@ from onnx import TensorProto, helper, numpy_helper
 from deploy import bundle
 from deploy.contract import Contract
 from deploy.image import ImageSpec
+from deploy.manifest import Model
 
 directory = Path(sys.argv[1])
 rng = np.random.default_rng(0)
@@ -106,8 +107,10 @@ contract = Contract(image=ImageSpec(320, 320, (114, 114, 114)), classes=classes,
                     candidates=1000, score_threshold=0.9)
 contract.write_to_onnx(directory / "made.onnx")
 Image.fromarray(rng.integers(0, 255, (640, 640, 3), np.uint8)).save(directory / "image.jpg")
-release = dict.fromkeys(("name", "accuracy", "latency", "provenance", "licence"))
-bundle.write(directory / "bundle", directory / "made.onnx", contract, release, "made for a benchmark")
+release = dict.fromkeys(("name", "provenance", "licence"))
+made = directory / "made.onnx"
+model = Model("model.onnx", bundle.digest(made)["sha256"], "onnxruntime", "fp32", contract)
+bundle.write(directory / "bundle", [(made, model)], release, "made for a benchmark")
 """
 
 

@@ -121,8 +121,8 @@ def config(model: Model, batch: int) -> ConfigParser:
 def write_planes(source: Path, target: Path, name: str) -> None:
     """The ONNX file with input float32 (B, 3, H, W) of RGB from 0 to 255 instead of uint8 (B, H, W, 3).
 
-    Our graphs cast before all else; that cast takes the transposed planes instead. Raises DeployError for a graph that
-    begins otherwise.
+    Our graphs cast before all else (and ask for the batch's size); both take the transposed planes instead. Raises
+    DeployError for a graph that begins otherwise.
     """
     try:
         import onnx
@@ -132,7 +132,7 @@ def write_planes(source: Path, target: Path, name: str) -> None:
     (images,) = (one for one in model.graph.input if one.name == name)
     readers = [node for node in model.graph.node if name in node.input]
     shape = images.type.tensor_type.shape.dim
-    if [node.op_type for node in readers] != ["Cast"] or len(shape) != 4:
+    if {node.op_type for node in readers} - {"Shape"} != {"Cast"} or len(shape) != 4:
         raise DeployError(
             f"{source}: a graph that casts {name} (B, H, W, 3) first is wanted, this one begins with "
             f"{', '.join(node.op_type for node in readers)}; export it with Headstart"
@@ -140,7 +140,8 @@ def write_planes(source: Path, target: Path, name: str) -> None:
     height, width = shape[1].dim_value, shape[2].dim_value
     batch = shape[0].dim_param or shape[0].dim_value
     images.CopyFrom(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [batch, 3, height, width]))
-    readers[0].input[:] = [f"{name}_nhwc"]
+    for reader in readers:
+        reader.input[:] = [f"{name}_nhwc"]
     model.graph.node.insert(
         0, onnx.helper.make_node("Transpose", [name], [f"{name}_nhwc"], name="planes", perm=[0, 2, 3, 1])
     )

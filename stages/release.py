@@ -39,7 +39,8 @@ class Config(BaseConfig):
     reference's input and raw outputs on it, for runtimes in other languages. Off by default: the image may not be yours
     to publish."""
     rebuild: str = ""
-    """The command that makes a file for another device; told where a file of the bundle is refused."""
+    """The command that makes a file for another device, told where a file of the bundle is refused; of an engine that of
+    `deploy build` if not given."""
 
 
 def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
@@ -89,17 +90,18 @@ def released(
     measured = accuracy_of(model, accuracy)
     timed = [row for part in latency for row in part.rows if row.sha256 == model.sha256]
     beside = bundle.sidecar(model.path(model.file))
-    made_for = json.loads(beside.read_text()).get("made_for", {}) if beside.is_file() else {}
+    engine = json.loads(beside.read_text()) if beside.is_file() else {}
+    built = f"deploy build {engine.get('onnx', 'MODEL.onnx')} {file} --backend {model.backend}" if engine else ""
     return Model(
         file=file,
         sha256=model.sha256,
         backend=model.backend,
         precision=model.precision,
         contract=Contract.from_json(json.dumps(model.contract)),
-        made_for=made_for,
+        made_for=engine.get("made_for", {}),
         accuracy=measured.model_dump(mode="json", exclude={"results"}),
         latency=tuple(row.model_dump(mode="json") for row in timed),
-        rebuild=config.rebuild,
+        rebuild=config.rebuild or built,
     )
 
 

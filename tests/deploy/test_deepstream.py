@@ -7,7 +7,7 @@ import configparser
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import helper, save
+from onnx import TensorProto, helper, load, save
 
 from deploy.__main__ import main
 from deploy.bundle import Bundle, write
@@ -41,6 +41,18 @@ def test_the_readme_says_what_lacks(folder):
     for part in ("You must supply `libnvdsinfer_headstart.so`", "never loaded by DeepStream", "AP is another"):
         assert part in text.replace("\n", " ").replace("was ever loaded", "never loaded")
     assert "{" not in text
+
+
+def test_a_graph_that_asks_for_its_batch_too_is_taken(model, tmp_path):
+    """As exported ones do; the shape it is told must stay that of the images as they were."""
+    written = load(model)
+    written.graph.node.insert(0, helper.make_node("Shape", ["images"], ["shape"]))
+    written.graph.output.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [4]))
+    save(written, model)
+    write_planes(model, tmp_path / "planes.onnx", "images")
+    session = onnxruntime.InferenceSession(str(tmp_path / "planes.onnx"), providers=["CPUExecutionProvider"])
+    (shape,) = session.run(["shape"], {"images": np.zeros((2, 3, 64, 64), np.float32)})
+    assert shape.tolist() == [2, 64, 64, 3]
 
 
 def test_planes_of_floats_give_what_the_bundle_gives(folder, model):

@@ -4,12 +4,15 @@ import hashlib
 import json
 import shutil
 
+import numpy as np
 import onnx as graph
 import pytest
 import torch
+from onnxruntime import InferenceSession
 from safetensors.torch import load_file, save_file
 
 from deploy.bundle import Bundle, verify
+from deploy.deepstream import write as write_deepstream
 from deploy.errors import DeployError
 from deploy.predictor import Predictor
 from pipeline.errors import UserError, VerdictError
@@ -230,6 +233,13 @@ def test_release_carries_what_was_measured_and_verifies(tmp_path, digits, onnx, 
     assert manifest["files"]["model.onnx"]["sha256"] == model["sha256"] == onnx.sha256
     assert [check.passed for check in verify(folder)] == [True, True, True]
     assert "## Measured on this very file" in (folder / "README.md").read_text()
+    # A real graph, for DeepStream: with float planes in, the outputs are the golden ones.
+    config = write_deepstream(opened := Bundle.open(folder), opened.models[0], tmp_path / "deepstream")
+    golden = {name: np.load(folder / file) for name, file in manifest["sample"]["tensors"].items()}
+    planes_BCHW = golden.pop("images").transpose(0, 3, 1, 2).astype(np.float32)
+    session = InferenceSession(str(config.parent / "model_planes.onnx"), providers=["CPUExecutionProvider"])
+    for name, found in zip(golden, session.run(list(golden), {"images": planes_BCHW}), strict=True):
+        np.testing.assert_allclose(found, golden[name], rtol=1e-5, atol=1e-4)
 
 
 def timed(model, milliseconds):
@@ -309,6 +319,7 @@ def test_release_takes_what_an_engine_says_of_itself(tmp_path, digits, onnx, acc
     }
     opened = Bundle.open((made := make(tmp_path, "bundle", release, {"sample": True}, **slots)).path(made.folder))
     assert opened.models[1].made_for == {"compute_capabilities": ["99.0"]}
+    assert opened.models[1].rebuild == "deploy build MODEL.onnx other_seed_0.onnx --backend tensorrt_of_tomorrow"
     assert "other_seed_0.onnx.json" in opened.release["files"]
     assert list(opened.release["sample"]["detections"]) == ["onnx.onnx"]
     with Predictor.open(opened.path) as predictor:
