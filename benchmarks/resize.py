@@ -75,7 +75,7 @@ def main() -> int:
     rows: dict[str, Any] = {}
     with Predictor.open(arguments.bundle) as ours:
         factors = scales(ours, arguments.images, arguments.annotations)
-        described = {"runtime": ours.backend.identity(), "model": ours.model.file if ours.model else ""}
+        described = {"runtime": ours.backend.identity(), "model_sha256": ours.model.sha256 if ours.model else ""}
         predictors = {"Pillow, antialiased": ours}
         for name in ("INTER_LINEAR", "INTER_AREA"):
             predictors[f"OpenCV, {name}"] = other = OpenCv(ours.backend, ours.contract)
