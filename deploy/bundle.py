@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from deploy.image import Placement
     from deploy.parity import Parity, Tolerance
     from deploy.predictor import Predictor
-    from deploy.selection import Verdict
 
 MANIFEST = "release.json"
 _GIVEN = ("name", "provenance", "licence")  # by whoever releases
@@ -104,21 +103,21 @@ class Bundle:
                 return model
         raise DeployError(f"{self.path}: no model {file!r}; choose one of {', '.join(one.file for one in self.models)}")
 
-    def pick(self, backend: str | None = None, provider: str | None = None) -> Verdict:
-        """The fastest way to run this bundle here; by that backend or provider of ONNX Runtime alone, if named.
+    def pick(self, backend: str | None = None, provider: str | None = None) -> tuple[Model, str | None]:
+        """The fastest way to run this bundle here, a model and a provider of ONNX Runtime (None is its default); by that
+        backend or provider alone, if named.
 
         Raises DeployError when nothing in it runs here, with every reason. A backend that no model was made for gets
         the reference, and says itself whether it can read that.
         """
-        from deploy.selection import Verdict, choose, this_device, ways
-
         wanted = "onnxruntime" if backend is None and provider is not None else backend
-        models = [model for model in self.models if wanted in (None, model.backend)]
-        if not models:
-            return Verdict(self.models[0], None, ())
-        if len(models) == 1 and not models[0].made_for and ways(models[0], provider) == [None]:
-            return Verdict(models[0], None, ())  # nothing to choose: a device need not be asked what it is
-        return choose(models, this_device(models), provider)
+        models = [model for model in self.models if wanted in (None, model.backend)] or [self.models[0]]
+        if len(models) == 1 and not models[0].made_for and len(models[0].ways(provider)) == 1:
+            return models[0], None  # nothing to choose: a device need not be asked what it is
+        from deploy.selection import choose, this_device
+
+        chosen = choose(models, this_device(models), provider)
+        return chosen.model, chosen.provider
 
     @classmethod
     def open(cls, path: Path | str) -> Bundle:

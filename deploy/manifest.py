@@ -43,6 +43,13 @@ class Model:
     latency: tuple[dict[str, Any], ...] = ()
     rebuild: str = ""  # the command that makes such a file for another device
 
+    def ways(self, provider: str | None = None) -> list[str | None]:
+        """The providers of ONNX Runtime to run it by: its own default, which is None, and every other that it was
+        measured on; or the one asked for."""
+        if provider is not None:
+            return [None if provider == "cpu" else provider]
+        return [None, *sorted({name for row in self.latency if (name := provider_of(row)) is not None})]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self) | {"contract": json.loads(self.contract.to_json()), "latency": list(self.latency)}
@@ -59,6 +66,8 @@ class Model:
             for name, kinds in _KINDS.items()
             if name in values and not isinstance(values[name], kinds)
         ]
+        if not problems:
+            problems = _shape_problems(values)
         if problems:
             raise DeployError(f"model {values.get('file')!r}: " + "; ".join(problems))
         contract = Contract.from_json(json.dumps(values["contract"]))
@@ -71,6 +80,12 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "accuracy": (dict, type(None)),
     "latency": list,
 }
+_MADE_FOR: dict[str, type] = {
+    **dict.fromkeys(("architecture", "driver", "cuda"), str),
+    "compute_capabilities": list,
+    "versions": dict,
+    "version_compatible": bool,
+}
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "provenance", "licence"), object),
     "schema_version": int,
@@ -80,6 +95,19 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "models": list,
     "sample": (dict, type(None)),
 }
+
+
+def provider_of(row: dict[str, Any]) -> str | None:
+    """The provider of ONNX Runtime on which a latency was measured; None for the CPU's, which is the default, and for
+    other runtimes."""
+    name = str(runtime_of(row).get("provider", "")).removesuffix("ExecutionProvider").lower()
+    return None if name in ("", "cpu") else name
+
+
+def runtime_of(row: dict[str, Any]) -> dict[str, Any]:
+    """What the backend said of itself: `runtime` in the rows of the benchmark stage, `backend` in `deploy benchmark`'s."""
+    found = row.get("runtime") or row.get("backend")
+    return found if isinstance(found, dict) else {}
 
 
 def upgraded(release: Any, where: str) -> dict[str, Any]:
@@ -98,6 +126,9 @@ def upgraded(release: Any, where: str) -> dict[str, Any]:
         for name, kind in _FIELDS.items()
         if name in release and not isinstance(release[name], kind)
     ]
+    sample = release.get("sample")
+    if isinstance(sample, dict) and not all(isinstance(sample.get(one), dict) for one in ("detections", "tensors")):
+        problems.append("the sample's detections and tensors are no objects")
     if problems:
         raise DeployError(f"{where}: " + "; ".join(problems) + "; copy the bundle again from where it was released")
     return dict(release)
@@ -130,6 +161,18 @@ def problems_of(models: tuple[Model, ...]) -> list[str]:
         for name in _SHARED
         if getattr(model.contract, name) != getattr(models[0].contract, name)
     ]
+    return problems
+
+
+def _shape_problems(values: dict[str, Any]) -> list[str]:
+    """What in `made_for` and `latency` is not as selection reads it; other keys of `made_for` are notes for people."""
+    problems = [
+        f"made_for.{name} is {values['made_for'][name]!r}"
+        for name, kind in _MADE_FOR.items()
+        if name in values["made_for"] and not isinstance(values["made_for"][name], kind)
+    ]
+    if not all(isinstance(row, dict) for row in values["latency"]):
+        problems.append("a row of latency is no object")
     return problems
 
 

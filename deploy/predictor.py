@@ -59,10 +59,9 @@ class Predictor:
             if model is not None:
                 chosen = bundle.model(model)
             else:
-                picked = bundle.pick(backend, settings.get("provider"))
-                chosen = picked.model
-                if picked.provider is not None:
-                    settings = {**settings, "provider": picked.provider}
+                chosen, provider = bundle.pick(backend, settings.get("provider"))
+                if provider is not None:
+                    settings = {**settings, "provider": provider}
             backend, file = backend or chosen.backend, path / chosen.file
         elif model is not None:
             raise DeployError(f"{path}: model {model!r} is chosen from a bundle's folder, and this is a file")

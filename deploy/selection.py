@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.errors import DeployError
 from deploy.machine import cpu_model
+from deploy.manifest import provider_of, runtime_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,17 +87,10 @@ def judge(models: Sequence[Model], device: Device, provider: str | None = None) 
     was never measured comes after what was, and equals keep the manifest's order. A measurement that was called
     unreliable counts only where there is no other.
     """
-    verdicts = [_judged(model, way, device) for model in models for way in ways(model, provider)]
+    verdicts = [_judged(model, way, device) for model in models for way in model.ways(provider)]
     never = float("inf")
     verdicts.sort(key=lambda one: (bool(one.refused), never if one.milliseconds is None else one.milliseconds))
     return verdicts
-
-
-def ways(model: Model, provider: str | None = None) -> list[str | None]:
-    """A file's own default, and every other provider it was measured on; or the one asked for. None is the default."""
-    if provider is not None:
-        return [None if provider == "cpu" else provider]
-    return [None, *sorted({name for row in model.latency if (name := _provider(row)) is not None})]
 
 
 def refusals(model: Model, provider: str | None, device: Device) -> list[str]:
@@ -135,7 +129,7 @@ def this_device(models: Sequence[Model] = ()) -> Device:
     versioned = {name for model in models for name in model.made_for.get("versions", {})}
     known = {package for package, _ in _PACKAGES.values()} | versioned
     packages = {name: _version(name) if name in versioned else "" for name in known if find_spec(name) is not None}
-    choosy = any(way is not None for model in models for way in ways(model))
+    choosy = any(way is not None for model in models for way in model.ways())
     return Device(
         architecture=platform.machine(),
         cpu=cpu_model(),
@@ -148,7 +142,7 @@ def this_device(models: Sequence[Model] = ()) -> Device:
 
 def _judged(model: Model, provider: str | None, device: Device) -> Verdict:
     refused = tuple(refusals(model, provider, device))
-    rows = [row for row in model.latency if _provider(row) == provider and _milliseconds(row) is not None]
+    rows = [row for row in model.latency if provider_of(row) == provider and _milliseconds(row) is not None]
     rows = [row for row in rows if row.get("reliable")] or rows
     # A GPU's time is known by the GPU, a CPU's by the CPU.
     mine = device.gpu if provider is not None or model.backend in _ON_GPU else device.cpu
@@ -166,20 +160,8 @@ def _milliseconds(row: dict[str, Any]) -> float | None:
     return None if value is None else float(value)
 
 
-def _provider(row: dict[str, Any]) -> str | None:
-    """The provider of ONNX Runtime that was really used; None for the CPU's, which is the default, and other runtimes."""
-    name = str(_runtime(row).get("provider", "")).removesuffix("ExecutionProvider").lower()
-    return None if name in ("", "cpu") else name
-
-
 def _names_of(row: dict[str, Any]) -> list[str]:
-    return [str(name) for name in (_runtime(row).get("device"), row.get("machine", {}).get("cpu")) if name]
-
-
-def _runtime(row: dict[str, Any]) -> dict[str, Any]:
-    """`runtime` in the rows of the benchmark stage, `backend` in those of `deploy benchmark`."""
-    found = row.get("runtime") or row.get("backend")
-    return found if isinstance(found, dict) else {}
+    return [str(name) for name in (runtime_of(row).get("device"), row.get("machine", {}).get("cpu")) if name]
 
 
 def _covers(made_for: str, capability: str) -> bool:

@@ -101,12 +101,15 @@ def test_all_that_is_wrong_is_told_at_once(bundle):
         (lambda release: release.update(files=[]), r"files is \[\]"),
         (lambda release: release["files"].pop("model.onnx") and None, r"does not list model\.onnx"),
         (lambda release: release["files"].update({"../x": {}}), r"\.\./x lies outside the bundle"),
-        (lambda release: release.update(sample={"image": "other.jpg"}), "does not list the files of the sample"),
+        (lambda release: release["sample"].update(image="other.jpg"), "does not list the files of the sample"),
         (lambda release: release.update(classes=["dog", "cat"]), "classes are not those of its contracts"),
         (lambda release: release["models"][0]["contract"].update(colour="bgr"), "unknown field 'colour'"),
         (lambda release: release["models"][0].update(size=1), "unknown field 'size'"),
         (lambda release: release["models"][0].pop("backend") and None, "missing field 'backend'"),
         (lambda release: release["models"][0].update(made_for=[]), r"made_for is \[\]"),
+        (lambda release: release["models"][0].update(made_for={"versions": "10"}), "made_for.versions is '10'"),
+        (lambda release: release["models"][0].update(latency=[3]), "a row of latency is no object"),
+        (lambda release: release["sample"].update(tensors=[]), "detections and tensors are no objects"),
         (lambda release: release["models"][0].update(sha256="0"), "another hash among the models"),
         (lambda release: release.update(models=[]), "it holds no model"),
         (lambda release: release.update(models=release["models"] * 2), "model.onnx is listed twice"),
@@ -221,6 +224,15 @@ def test_of_several_the_fastest_is_taken_unless_one_is_named(two):
         Predictor.open(two.path, model="x")
     with pytest.raises(DeployError, match="chosen from a bundle's folder"):
         Predictor.open(two.path / "fast.onnx", model="fast.onnx")
+
+
+def test_a_named_backend_or_provider_limits_the_choice(two):
+    with Predictor.open(two.path, "onnxruntime", provider="cpu") as predictor:
+        assert predictor.model.file == "fast.onnx"
+    with pytest.raises(DeployError, match="ONNX Runtime here has no provider cuda"):
+        Predictor.open(two.path, provider="cuda")
+    with pytest.raises(DeployError, match="there is no 'mine'"):  # it gets the reference, if there is one
+        Predictor.open(two.path, "mine")
 
 
 def test_each_file_has_its_own_sample(two):

@@ -6,7 +6,7 @@ import pytest
 from deploy import selection
 from deploy.errors import DeployError
 from deploy.manifest import Model
-from deploy.selection import Device, choose, judge, refusals, this_device, ways
+from deploy.selection import Device, choose, judge, refusals, this_device
 
 CPU = "Cortex-A78AE"
 ORIN = Device(
@@ -130,7 +130,7 @@ def test_few_calls_have_a_mean(new_model, timing):
 
 def test_a_file_is_run_by_the_provider_that_was_fastest_and_is_here(new_model, timing):
     model = new_model(latency=(timing(30, CPU), timing(4, "Orin", "CUDAExecutionProvider")))
-    assert ways(model) == [None, "cuda"]
+    assert model.ways() == [None, "cuda"]
     best = choose([model], ORIN)
     assert (best.provider, best.milliseconds, best.here) == ("cuda", 4, True)
     without = replace(ORIN, providers=("cpu",))
