@@ -1,8 +1,9 @@
 """DeepStream: a model of a bundle as files for the element nvinfer: its configuration, labels, and an ONNX file with the
-input that nvinfer can give.
+input that nvinfer can give and outputs that it can read.
 
-nvinfer hands a network float planes of RGB, never uint8 NHWC; so the graph's first nodes are replaced, and a test holds
-both files against each other. Written from DeepStream's documentation and never loaded by it.
+nvinfer hands a network float planes of RGB, never uint8 NHWC, and its parsers are told of float, half, int8 and int32
+outputs, not of int64; so the graph is changed at both ends, and a test holds both files against each other. Written from
+DeepStream's documentation (Gst-nvinfer; NvDsInferDataType) and never loaded by it.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ LIBRARY = "libnvdsinfer_headstart.so"
 README = """# {name} for DeepStream
 
 `{config}` configures `nvinfer`; it builds its engine from `{onnx}` at the first start. `{onnx}` is {file} with float
-planes of RGB, 0 to 255, as input instead of uint8 NHWC, which nvinfer cannot give.
+planes of RGB, 0 to 255, as input instead of uint8 NHWC, which nvinfer cannot give, and int32 labels.
 
 **You must supply `{library}`** with the function `{parser}`: nvinfer knows no outputs like ours. For one image they are
 `{boxes}` float [{count}, 4] (x1, y1, x2, y2 in pixels of the network's input), `{scores}` float [{count}] and `{labels}`
-int64 [{count}] (from 0, the lines of labels.txt), highest score first. The function makes one NvDsInferObjectDetectionInfo
+int32 [{count}] (from 0, the lines of labels.txt), highest score first. The function makes one NvDsInferObjectDetectionInfo
 of each with a score above detectionParams.perClassPreclusterThreshold; {nms}
 
 **Not tried**: these files were parsed and the ONNX file was run by ONNX Runtime when Headstart was tested; neither was
@@ -58,7 +59,7 @@ def write(bundle: Bundle, model: Model, directory: Path, max_batch: int = 8) -> 
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        write_planes(bundle.path / model.file, partial / ONNX, contract.input_name)
+        write_planes(bundle.path / model.file, partial / ONNX, contract.input_name, contract.output_names[2])
         with (partial / CONFIG).open("w", encoding="utf-8") as file:
             config(model, max_batch).write(file, space_around_delimiters=False)
         (partial / "labels.txt").write_text("\n".join(contract.classes) + "\n", encoding="utf-8")
@@ -118,8 +119,9 @@ def config(model: Model, batch: int) -> ConfigParser:
     return made
 
 
-def write_planes(source: Path, target: Path, name: str) -> None:
-    """The ONNX file with input float32 (B, 3, H, W) of RGB from 0 to 255 instead of uint8 (B, H, W, 3).
+def write_planes(source: Path, target: Path, name: str, labels: str) -> None:
+    """The ONNX file with input float32 (B, 3, H, W) of RGB from 0 to 255 instead of uint8 (B, H, W, 3), and with int32
+    labels.
 
     Our graphs cast before all else (and ask for the batch's size); both take the transposed planes instead. Raises
     DeployError for a graph that begins otherwise.
@@ -145,6 +147,13 @@ def write_planes(source: Path, target: Path, name: str) -> None:
     model.graph.node.insert(
         0, onnx.helper.make_node("Transpose", [name], [f"{name}_nhwc"], name="planes", perm=[0, 2, 3, 1])
     )
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [f"{labels}_int64" if one == labels else one for one in names]
+    int32 = onnx.TensorProto.INT32
+    model.graph.node.append(onnx.helper.make_node("Cast", [f"{labels}_int64"], [labels], name="labels_int32", to=int32))
+    (output,) = (one for one in model.graph.output if one.name == labels)
+    output.type.tensor_type.elem_type = int32
     # Its contract speaks of uint8 NHWC images, and this file takes others.
     kept = [entry for entry in model.metadata_props if not entry.key.startswith("headstart.")]
     del model.metadata_props[:]

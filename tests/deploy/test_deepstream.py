@@ -49,7 +49,7 @@ def test_a_graph_that_asks_for_its_batch_too_is_taken(model, tmp_path):
     written.graph.node.insert(0, helper.make_node("Shape", ["images"], ["shape"]))
     written.graph.output.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [4]))
     save(written, model)
-    write_planes(model, tmp_path / "planes.onnx", "images")
+    write_planes(model, tmp_path / "planes.onnx", "images", "labels")
     session = onnxruntime.InferenceSession(str(tmp_path / "planes.onnx"), providers=["CPUExecutionProvider"])
     (shape,) = session.run(["shape"], {"images": np.zeros((2, 3, 64, 64), np.float32)})
     assert shape.tolist() == [2, 64, 64, 3]
@@ -66,6 +66,7 @@ def test_planes_of_floats_give_what_the_bundle_gives(folder, model):
     wanted, found = ours.run(None, {"images": images_BHWC}), theirs.run(None, {"images": planes_BCHW})
     for a, b in zip(wanted, found, strict=True):
         np.testing.assert_array_equal(a, b)
+    assert found[2].dtype == np.int32
     # Its input is another, so no runtime of ours may take it for one of ours.
     assert "headstart.contract" not in theirs.get_modelmeta().custom_metadata_map
 
@@ -76,7 +77,7 @@ def test_a_graph_that_begins_otherwise_is_refused(tmp_path):
     node = helper.make_node("Transpose", ["images"], ["out"], perm=[0, 3, 1, 2])
     save(helper.make_model(helper.make_graph([node], "g", [images], [out])), tmp_path / "m.onnx")
     with pytest.raises(DeployError, match=r"casts images .* first is wanted, this one begins with Transpose"):
-        write_planes(tmp_path / "m.onnx", tmp_path / "out.onnx", "images")
+        write_planes(tmp_path / "m.onnx", tmp_path / "out.onnx", "images", "out")
 
 
 def test_what_nvinfer_cannot_is_refused(tmp_path, model, new_model, new_contract, entry, release):
