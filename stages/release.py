@@ -72,7 +72,7 @@ def run(
             "name": config.name,
             "licence": config.licence,
             "accuracy": measured.model_dump(mode="json", exclude={"results"}),
-            "latency": timed.model_dump(mode="json") if timed else None,
+            "latency": timed.model_dump(mode="json", exclude={"calls"}) if timed else None,
             "provenance": provenance(model, data, reports),
         },
         card(config, model, data, contract, measured, timed),

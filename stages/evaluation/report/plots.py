@@ -216,6 +216,32 @@ def stacked(parts: Mapping[str, Mapping[str, float]], label: str) -> str:
         return _svg(figure)
 
 
+def over_time(calls: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """One row a name: how many calls took how long in each part of the run, and over all of it, on one axis.
+
+    `calls` are `at_s` and `end_to_end_ms` of every call. The slowest hundredth shares the topmost bin.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 2.5 * len(calls)), layout="constrained")
+        axes = figure.subplots(len(calls), 2, squeeze=False, sharey="row", width_ratios=(4, 1))
+        for (name, found), (panel, beside) in zip(calls.items(), axes, strict=True):
+            seconds, times = np.asarray(found["at_s"]), np.asarray(found["end_to_end_ms"])
+            low, high = float(times.min()), float(np.percentile(times, 99))
+            edges = np.linspace(0.98 * low, 1.02 * max(high, 1.01 * low), 31)
+            windows = np.linspace(0, max(float(seconds[-1]), 1e-3), min(60, 1 + len(times) // 10) + 1)
+            shown = np.minimum(times, edges[-1])
+            counts, _, _ = np.histogram2d(seconds, shown, (windows, edges))
+            panel.pcolormesh(windows, edges, np.ma.masked_equal(counts.T, 0), cmap="Blues", vmin=0, rasterized=True)
+            panel.set_title(name)
+            panel.set_xlabel("seconds from the first call")
+            panel.set_ylabel("ms")
+            beside.hist(shown, edges, orientation="horizontal", color=COLOURS[0])
+            for percent, style in ((50, "-"), (90, "--")):
+                beside.axhline(float(np.percentile(times, percent)), color="#111827", linewidth=0.9, linestyle=style)
+            beside.set_xlabel("calls; p50, p90 dashed")
+        return _svg(figure)
+
+
 def _named_rows(panel: Axes, names: list[str]) -> None:
     panel.set_yticks(range(len(names)), names, color="#111827")
     panel.set_ylim(len(names) - 0.5, -0.5)
