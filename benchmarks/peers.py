@@ -46,7 +46,7 @@ with Predictor.open(model, threads=1) as predictor:
 print(json.dumps({"one by one": times, "detections": found}))
 """
 THEIRS = """
-import json, sys, time
+import json, sys, tempfile, time
 import onnxruntime, torch
 torch.set_num_threads(1)
 session = onnxruntime.InferenceSession
@@ -67,12 +67,15 @@ for index in range(-(calls // 10), calls):
     if index >= 0:
         times.append(1e3 * (time.perf_counter() - start))
         found += len(result)
-stream, streamed = yolo.predict([files[index % len(files)] for index in range(calls)], stream=True, **settings), []
-next(stream)
-for _ in range(calls - 1):
-    start = time.perf_counter()
+with tempfile.NamedTemporaryFile("w", suffix=".txt") as listed:  # a list of files would be one batch
+    listed.write("\\n".join(files[index % len(files)] for index in range(calls)))
+    listed.flush()
+    stream, streamed = yolo.predict(listed.name, stream=True, batch=1, **settings), []
     next(stream)
-    streamed.append(1e3 * (time.perf_counter() - start))
+    for _ in range(calls - 1):
+        start = time.perf_counter()
+        next(stream)
+        streamed.append(1e3 * (time.perf_counter() - start))
 print(json.dumps({"one by one": times, "stream": streamed, "detections": found}))
 """
 EXPORT = """
@@ -92,13 +95,7 @@ print(json.dumps({name: version(name) for name in ("ultralytics", "torch", "onnx
 
 def flops(file: Path) -> int:
     """Multiply-adds times two of an ONNX file's convolutions and matrix products on one image."""
-    model = onnx.load(file)
-    for value in model.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    for value in [*model.graph.output, *model.graph.value_info]:
-        value.ClearField("type")
-    del model.graph.value_info[:]
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    graph = onnx.shape_inference.infer_shapes(onnx.load(file), data_prop=True).graph
     shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in [*graph.input, *graph.output, *graph.value_info]
@@ -108,6 +105,7 @@ def flops(file: Path) -> int:
         if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
             continue
         first, second, made = (shapes.get(name, []) for name in (*node.input[:2], node.output[0]))
+        made = [made[0] or 1, *made[1:]] if made else made  # the batch, where it is free
         if not made or not second or 0 in made or 0 in second:
             raise SystemExit(
                 f"{file}: {node.op_type} {node.name} has no known shape {made}, {second}; it cannot be counted"
@@ -118,7 +116,7 @@ def flops(file: Path) -> int:
             total += 2 * math.prod(made) * first[1]
         else:  # weights (out, in / groups, height, width); transposed ones are applied at each place of the input
             places = made if node.op_type == "Conv" else first
-            total += 2 * math.prod(places[2:]) * places[0] * math.prod(second)
+            total += 2 * math.prod(places[2:]) * math.prod(second)
     return total
 
 
