@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from stages.evaluation.report.estimate import Estimate
@@ -226,12 +227,19 @@ def over_time(calls: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
         axes = figure.subplots(len(calls), 2, squeeze=False, sharey="row", width_ratios=(4, 1))
         for (name, found), (panel, beside) in zip(calls.items(), axes, strict=True):
             seconds, times = np.asarray(found["at_s"]), np.asarray(found["end_to_end_ms"])
-            low, high = float(times.min()), float(np.percentile(times, 99))
-            edges = np.linspace(0.98 * low, 1.02 * max(high, 1.01 * low), 31)
+            least, most = float(times.min()), float(np.percentile(times, 99))
+            edges = np.linspace(0.98 * least, 1.02 * max(most, 1.01 * least), 31)
             windows = np.linspace(0, max(float(seconds[-1]), 1e-3), min(60, 1 + len(times) // 10) + 1)
             shown = np.minimum(times, edges[-1])
             counts, _, _ = np.histogram2d(seconds, shown, (windows, edges))
-            panel.pcolormesh(windows, edges, np.ma.masked_equal(counts.T, 0), cmap="Blues", vmin=0, rasterized=True)
+            columns, rows = np.nonzero(counts)
+            left, right, low, high = windows[columns], windows[columns + 1], edges[rows], edges[rows + 1]
+            corners = np.stack([left, low, right, low, right, high, left, high], 1).reshape(-1, 4, 2)
+            cells = PolyCollection(corners, array=counts[columns, rows], cmap="Blues", linewidths=0)  # type: ignore[arg-type]
+            cells.set_clim(-0.3 * counts.max(), counts.max())  # a single call is seen too
+            panel.add_collection(cells)
+            panel.set_xlim(0, windows[-1])
+            panel.set_ylim(edges[0], edges[-1])
             panel.set_title(name)
             panel.set_xlabel("seconds from the first call")
             panel.set_ylabel("ms")
