@@ -30,7 +30,8 @@ ROOT = Path(__file__).parents[1]
 SIDES = range(64, 1281, 32)  # a YOLO's strides
 QUIET = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
 
-# Each prints milliseconds of every call as JSON, after a tenth as many that do not count.
+# Each prints milliseconds of every call as JSON, after a tenth as many that do not count, and the mean CPU time of a call,
+# of all threads: on a busy machine it says more than the clock on the wall.
 OURS = """
 import json, sys, time
 from deploy.predictor import Predictor
@@ -38,12 +39,15 @@ model, calls, *files = sys.argv[1:]
 calls, times, found = int(calls), [], 0
 with Predictor.open(model, threads=1) as predictor:
     for index in range(-(calls // 10), calls):
+        if index == 0:
+            computing = time.process_time()
         start = time.perf_counter()
         (detections,) = predictor([files[index % len(files)]])
         if index >= 0:
             times.append(1e3 * (time.perf_counter() - start))
             found += len(detections)
-print(json.dumps({"one by one": times, "detections": found}))
+computed = 1e3 * (time.process_time() - computing) / calls
+print(json.dumps({"one by one": times, "cpu": {"one by one": computed}, "detections": found}))
 """
 THEIRS = """
 import json, sys, tempfile, time
@@ -62,21 +66,26 @@ settings = dict(imgsz=[int(height), int(width)], conf=0.3, iou=0.5, max_det=100,
 yolo = YOLO(model, task="detect")
 times, found = [], 0
 for index in range(-(calls // 10), calls):
+    if index == 0:
+        computing = time.process_time()
     start = time.perf_counter()
     (result,) = yolo.predict(files[index % len(files)], **settings)
     if index >= 0:
         times.append(1e3 * (time.perf_counter() - start))
         found += len(result)
+computed = {"one by one": 1e3 * (time.process_time() - computing) / calls}
 with tempfile.NamedTemporaryFile("w", suffix=".txt") as listed:  # a list of files would be one batch
     listed.write("\\n".join(files[index % len(files)] for index in range(calls)))
     listed.flush()
     stream, streamed = yolo.predict(listed.name, stream=True, batch=1, **settings), []
     next(stream)
+    computing = time.process_time()
     for _ in range(calls - 1):
         start = time.perf_counter()
         next(stream)
         streamed.append(1e3 * (time.perf_counter() - start))
-print(json.dumps({"one by one": times, "stream": streamed, "detections": found}))
+computed["stream"] = 1e3 * (time.process_time() - computing) / (calls - 1)
+print(json.dumps({"one by one": times, "stream": streamed, "cpu": computed, "detections": found}))
 """
 EXPORT = """
 import sys
@@ -177,6 +186,10 @@ def main() -> int:
         "flops": {"ours": wanted, "ultralytics": theirs},
         "peer": {"model": arguments.peer_model, "height": height, "width": width, "versions": versions},
         "medians_ms": medians(runs),
+        "cpu_ms": {
+            who: {how: [round(one["cpu"][how], 4) for one in some] for how in some[0]["cpu"]}
+            for who, some in runs.items()
+        },
         "detections": {who: [one["detections"] for one in some] for who, some in runs.items()},
     }
     report(found, arguments)
@@ -196,16 +209,18 @@ def medians(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, list[f
 
 
 def report(found: dict[str, Any], arguments: argparse.Namespace) -> None:
-    overall = {
-        (who, how): statistics.median(values) for who, one in found["medians_ms"].items() for how, values in one.items()
-    }
-    ours = overall["ours", "one by one"]
-    found["times_faster"] = {how: value / ours for (who, how), value in overall.items() if who != "ours"}
-    for (who, how), value in overall.items():
-        each = ", ".join(f"{one:.2f}" for one in found["medians_ms"][who][how])
-        print(
-            f"{who:12} {how:11}{value:9.2f} ms{value / ours:7.2f} x   GFLOP {found['flops'][who] / 1e9:.3f}   ({each})"
-        )
+    wall, cpu = (
+        {(who, how): statistics.median(values) for who, one in found[name].items() for how, values in one.items()}
+        for name in ("medians_ms", "cpu_ms")
+    )
+    ours = "ours", "one by one"
+    others = [one for one in wall if one != ours]
+    found["times_faster"] = {how: wall[who, how] / wall[ours] for who, how in others}
+    found["times_less_cpu"] = {how: cpu[who, how] / cpu[ours] for who, how in others}
+    print(f"{'median of the repeats':24}{'ms':>9}{'':9}{'CPU ms':>9}{'':9}{'GFLOP':>8}")
+    for who, how in wall:
+        ratios = [f"{one[who, how]:9.2f}{one[who, how] / one[ours]:7.2f} x" for one in (wall, cpu)]
+        print(f"{who:12} {how:11}{''.join(ratios)}{found['flops'][who] / 1e9:8.3f}")
     if arguments.out:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         head = {"date": now, "command": sys.argv, "machine": machine(), "load": os.getloadavg()}

@@ -41,7 +41,7 @@ class Config(BaseConfig):
     """Boxes an image before NMS; AP needs 1,000, a deployment threshold is content with fewer."""
     nms: Literal["host", "graph"] = "host"
     """Who suppresses duplicates: numpy after the graph, the same for every runtime, or ONNX's own node inside it, which
-    ONNX Runtime and TensorRT execute and TensorRT-RTX does not."""
+    ONNX Runtime executes, TensorRT's parser knows and TensorRT-RTX cannot build."""
     score_threshold: float = Field(default=0.3, ge=0, le=1)
     """Deployment threshold, written into the contract. AP is measured far below it."""
     nms_iou: float = Field(default=0.5, gt=0, le=1)

@@ -6,6 +6,8 @@ groups is the same arithmetic and has one everywhere: measured, a student with 1
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -41,7 +43,7 @@ def with_instance_norm(model: onnx.ModelProto) -> onnx.ModelProto:
         graph.initializer.extend(
             numpy_helper.from_array(array, f"{node.name}/{name}") for name, array in constants.items()
         )
-        steps = (
+        steps: tuple[tuple[str, tuple[str, ...], str, dict[str, Any]], ...] = (
             ("Reshape", (values, "/grouped"), "/groups", {}),
             ("InstanceNormalization", ("/groups", "/one", "/zero"), "/normal", {"epsilon": settings["epsilon"]}),
             ("Reshape", ("/normal", "/whole"), "/channels", {}),
