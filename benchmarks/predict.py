@@ -5,7 +5,7 @@ memory.
 
 The bare script imports numpy, Pillow and ONNX Runtime, and nothing else that is not in them. Both run in turn; medians
 are compared. Without a bundle a small one is made, so that start-up is most of the time. Exit code 3 when a ratio is
-above 1.3.
+above 1.2.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-LIMIT = 1.3
+LIMIT = 1.2
 
 BARE = """
 import json, os, sys
@@ -134,16 +134,16 @@ def main() -> int:
             "bare script": [sys.executable, "-c", BARE, str(bundle / "model.onnx"), str(image)],
             "deploy predict": [str(deploy), "predict", "--json", str(bundle), str(image)],
         }
-        same = {name: [len(row["detections"]) for row in run(command)[2]] for name, command in commands.items()}
-        runs: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+        same = {name: [len(row["detections"]) for row in run(command)[3]] for name, command in commands.items()}
+        runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
         for _ in range(arguments.repeats):
             for name, command in commands.items():
-                runs[name].append(run(command)[:2])
+                runs[name].append(run(command)[:3])
     return report(runs, same, arguments.out)
 
 
-def run(command: list[str]) -> tuple[float, float, Any]:
-    """Seconds from start to exit, peak MiB and the parsed output of one run."""
+def run(command: list[str]) -> tuple[float, float, float, Any]:
+    """Seconds from start to exit, peak MiB, seconds of CPU time and the parsed output of one run."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, stdout=output)
@@ -153,21 +153,25 @@ def run(command: list[str]) -> tuple[float, float, Any]:
         if process.returncode:
             raise SystemExit(f"{command[0]}: exit code {process.returncode}")
         output.seek(0)
-        return seconds, usage.ru_maxrss / 1024, json.loads(output.read())
+        return seconds, usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime, json.loads(output.read())
 
 
-def report(runs: dict[str, list[tuple[float, float]]], same: dict[str, list[int]], out: Path | None) -> int:
+def report(runs: dict[str, list[tuple[float, float, float]]], same: dict[str, list[int]], out: Path | None) -> int:
     medians = {
         name: [statistics.median(column) for column in zip(*values, strict=True)] for name, values in runs.items()
     }
     bare, ours = medians["bare script"], medians["deploy predict"]
     ratios = {"time": ours[0] / bare[0], "memory": ours[1] / bare[1]}
-    print(f"{'':16}{'seconds':>9}{'MiB':>8}   detections")
-    for name, (seconds, mebibytes) in medians.items():
-        print(f"{name:16}{seconds:9.3f}{mebibytes:8.1f}   {same[name]}")
-    print(f"{'ratio':16}{ratios['time']:9.2f}{ratios['memory']:8.2f}   (at most {LIMIT})")
+    print(f"{'':16}{'seconds':>9}{'MiB':>8}{'CPU s':>8}   detections")
+    for name, (seconds, mebibytes, computed) in medians.items():
+        print(f"{name:16}{seconds:9.3f}{mebibytes:8.1f}{computed:8.3f}   {same[name]}")
+    # CPU time is told beside: on a busy machine it says more, and no limit is set on it.
+    print(f"{'ratio':16}{ratios['time']:9.2f}{ratios['memory']:8.2f}{ours[2] / bare[2]:8.2f}   (at most {LIMIT})")
     if out:
-        measured = {name: [{"seconds": s, "mebibytes": m} for s, m in values] for name, values in runs.items()}
+        measured = {
+            name: [{"seconds": s, "mebibytes": m, "cpu_seconds": c} for s, m, c in values]
+            for name, values in runs.items()
+        }
         machine = {"platform": platform.platform(), "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()}
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         numbers = {"date": now, "machine": machine, "command": sys.argv, "runs": measured, "ratios": ratios}

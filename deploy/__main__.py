@@ -94,8 +94,13 @@ def validate(arguments: argparse.Namespace) -> int:
 
 
 def benchmark(arguments: argparse.Namespace) -> int:
-    """Prints the latency of each step; of the bundle's own sample when no images are given."""
-    from deploy.latency import PERCENTILES, measure
+    """Prints the latency of each step, for every batch and every number of threads; of the bundle's own sample when no
+    images are given.
+
+    With --json an object, or a list of them when there are several batches or numbers of threads. `at_rate` is null
+    unless --rate asks for it.
+    """
+    from deploy.latency import forget_peak, measure, table
 
     images = [Path(file) for file in arguments.images]
     if not images:
@@ -105,22 +110,20 @@ def benchmark(arguments: argparse.Namespace) -> int:
         if sample is None:
             raise DeployError(f"{arguments.bundle}: it has no sample image; give images to measure with")
         images = [sample]
-    with _open(arguments) as predictor:
-        latency = measure(predictor, images, arguments.warmup, arguments.iterations)
+    combinations = [(batch, threads) for threads in arguments.threads or [None] for batch in arguments.batch]
+    found = []
+    for batch, arguments.threads in combinations:
+        if len(combinations) > 1:
+            forget_peak()
+        with _open(arguments) as predictor:
+            latency = measure(predictor, images, arguments.warmup, arguments.iterations, batch)
+            at_rate = _at_rate(predictor, images, arguments) if arguments.rate is not None else None
+        found.append(latency.to_dict() | {"at_rate": at_rate})
+        if not arguments.json:
+            print("\n".join(table(latency)))
+            print(_told(at_rate) if at_rate else "", end="\n" if at_rate or len(combinations) > 1 else "")
     if arguments.json:
-        print(json.dumps(latency.to_dict(), indent=1))
-        return 0
-    print(f"{'ms':14}{'mean':>9}" + "".join(f"{f'p{percent}':>9}" for percent in PERCENTILES))
-    for name, timing in latency.steps.items():
-        values = [timing.mean, *(getattr(timing, f"p{percent}") for percent in PERCENTILES)]
-        print(f"{name:14}" + "".join(f"{'-' if value is None else f'{value:.2f}':>9}" for value in values))
-    memory = "" if latency.peak_rss_bytes is None else f", peak memory {latency.peak_rss_bytes / 2**20:.0f} MiB"
-    print(f"{latency.iterations} calls of one image after {latency.warmup} to warm up{memory}")
-    print(", ".join(f"{name} {value}" for name, value in latency.backend.items()))
-    if any(timing.p99 is None for timing in latency.steps.values()):
-        print("-: too few calls for this percentile (p90 wants 100, p95 200, p99 1,000); see --iterations")
-    if not latency.reliable:
-        print("unreliable: " + "; ".join(latency.reasons))
+        print(json.dumps(found[0] if len(found) == 1 else found, indent=1))
     return 0
 
 
@@ -207,7 +210,11 @@ def _parser() -> argparse.ArgumentParser:
             return one
         one.add_argument("--backend", help="the runtime (default: that of the bundle's file, else onnxruntime)")
         one.add_argument("--provider", help="what the runtime computes on, such as cpu or cuda (default: its own)")
-        one.add_argument("--threads", type=int, help="threads of one operator (default: the cores of this process)")
+        one.add_argument(
+            "--threads",
+            type=_numbers if command is benchmark else int,
+            help="threads of one operator (default: the cores of this process)",
+        )
         one.add_argument("--json", action="store_true", help="JSON and nothing else on standard output")
         return one
 
@@ -224,6 +231,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("images", metavar="IMAGE", nargs="*", help="default: the bundle's sample")
     one.add_argument("--iterations", type=int, default=200)
     one.add_argument("--warmup", type=int, default=10, help="calls at least that do not count")
+    one.add_argument("--batch", type=_numbers, default=[1], metavar="N,...", help="images of one call (default: 1)")
+    one.add_argument("--rate", type=float, help="also answer --iterations requests that come so often a second")
     add(verify, "a bundle's folder")
     add(inspect)
     one = add(convert, "a bundle's folder", runs=False)
@@ -231,6 +240,28 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--to", choices=("triton", "deepstream"), required=True)
     one.add_argument("--max-batch", type=int, default=8, help="largest batch of the server (default: %(default)s)")
     return parser
+
+
+def _numbers(text: str) -> list[int]:
+    """`1,2,4` of a sweep."""
+    return [int(part) for part in text.split(",")]
+
+
+def _at_rate(predictor: Predictor, images: Sequence[Path], arguments: argparse.Namespace) -> dict[str, Any]:
+    from deploy.arrivals import serve
+
+    return serve(predictor, images, arguments.rate, arguments.iterations).to_dict()
+
+
+def _told(at_rate: dict[str, Any]) -> str:
+    values = [
+        f"{name} {at_rate['response'][name]:.2f}" for name in ("p50", "p90", "p95", "p99") if at_rate["response"][name]
+    ]
+    line = f"at {at_rate['rate']:g} requests a second, ms from when each was due: {', '.join(values) or 'too few'}; "
+    line += f"busy {100 * at_rate['busy']:.0f} % of the time"
+    if not at_rate["kept_up"]:
+        line += "; it did not keep up: the queue grew"
+    return line + ("" if at_rate["reliable"] else "\nunreliable: " + "; ".join(at_rate["reasons"]))
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -26,13 +26,13 @@ class Contract:
 
     The graph takes uint8 NHWC RGB and gives decoded candidates: boxes (B, K, 4) xyxy in input pixels, scores (B, K),
     labels (B, K). `nms` says who suppresses duplicates: the host after the graph, the graph itself, or nobody because
-    the detector needs none.
+    the detector needs none. Out of a graph with NMS inside come survivors, padded with scores of 0.
     """
 
     image: ImageSpec
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # of the COCO annotations, one a class: what results are scored under
-    candidates: int  # K, the fixed number of candidates an image
+    candidates: int  # K, the fixed number of boxes an image that leave the graph
     score_threshold: float = 0.3  # deployment; no part of any AP
     evaluation_score_threshold: float = 0.05
     nms_iou: float = 0.5

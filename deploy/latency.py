@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploy.conditions import DRIFT, Sampler, doubts, summary
 from deploy.errors import DeployError
-from deploy.machine import cores, machine
+from deploy.machine import machine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 STEPS = ("decode", "preprocess", "inference", "postprocess")
 PERCENTILES = (50, 90, 95, 99)
 _BEYOND = 10  # samples that must lie beyond a percentile before it is more than the luck of a few calls
-_DRIFT = 0.10
-_OTHERS = 0.25  # cores that other processes may keep busy while latency is measured
 
 
 @dataclass(frozen=True)
@@ -47,17 +45,22 @@ class Timing:
 
 @dataclass(frozen=True)
 class Latency:
-    """Timings of decode, preprocess, inference, postprocess and end_to_end for single images, with the evidence about
-    the machine.
+    """Timings of decode, preprocess, inference, postprocess and end_to_end of calls with `batch` images each, with the
+    evidence about the machine.
+
+    `calls` has of every call that counts when it began (seconds from the first) and its end_to_end milliseconds.
     """
 
     steps: dict[str, Timing]
+    batch: int
     iterations: int
     warmup: int
     steady: bool
     reliable: bool
     reasons: tuple[str, ...]
     evidence: dict[str, Any]
+    calls: dict[str, list[float]]
+    images_per_second: float
     peak_rss_bytes: int | None
     backend: dict[str, Any]
     machine: dict[str, Any]
@@ -74,73 +77,78 @@ def percentile(milliseconds: NDArray[np.float64], percent: int) -> float | None:
     return float(np.percentile(milliseconds, percent))
 
 
-def measure(predictor: Predictor, image_files: Sequence[Path], warmup: int = 10, iterations: int = 200) -> Latency:
-    """Times `iterations` predictions of one image each, taking the files in turn, after at least `warmup` that do not
-    count.
+def measure(
+    predictor: Predictor, image_files: Sequence[Path], warmup: int = 10, iterations: int = 200, batch: int = 1
+) -> Latency:
+    """Times `iterations` predictions of `batch` images each, taking the files in turn, after at least `warmup` that do
+    not count.
 
     Warming up goes on until two fives of calls agree within 10 %, at most ten times as long. Decoding includes reading
-    the file, from the operating system's cache after the first time. Raises DeployError for no images or no iterations.
+    the file, from the operating system's cache after the first time. That inference is over when `infer` returns, on
+    whatever device, is the backend's promise. Raises DeployError for no images or no iterations.
     """
-    if not image_files or iterations < 1 or warmup < 0:
+    if not image_files or iterations < 1 or warmup < 0 or batch < 1:
         raise DeployError(
-            f"latency: at least one image and one iteration are wanted, given {len(image_files)} and {iterations}, "
-            f"and no negative warmup, given {warmup}"
+            f"latency: at least one image, one iteration and a batch of one are wanted, given {len(image_files)}, "
+            f"{iterations} and {batch}, and no negative warmup, given {warmup}"
         )
     files = [Path(file) for file in image_files]
-    before = _evidence()
-    warm = _warm_up(predictor, files, warmup)
-    rows = np.asarray([_once(predictor, files[index % len(files)]) for index in range(iterations)])
-    after = _evidence()
+    warm = warm_up(predictor, files, warmup, batch)
+    rows = np.empty((iterations, len(STEPS)))
+    begun = np.empty(iterations)
+    with Sampler() as sampler:
+        for index in range(iterations):
+            begun[index] = time.perf_counter()
+            rows[index] = _once(predictor, _turn(files, index, batch))
     total = rows.sum(axis=1)
     steps = {name: Timing.of(column) for name, column in zip(STEPS, rows.T, strict=True)}
     steady = settled(warm)
-    reasons = doubts(rows[:, STEPS.index("inference")], before, after, steady)
+    reasons = [] if steady else ["inference had not settled when the warm-up ended"]
+    reasons += doubts(sampler.samples) + drift(rows[:, STEPS.index("inference")])
     return Latency(
         steps=steps | {"end_to_end": Timing.of(total)},
+        batch=batch,
         iterations=iterations,
         warmup=len(warm),
         steady=steady,
         reliable=not reasons,
         reasons=tuple(reasons),
-        evidence={"before": before, "after": after},
+        evidence=summary(sampler.samples),
+        calls={"at_s": (begun - begun[0]).round(4).tolist(), "end_to_end_ms": total.round(4).tolist()},
+        images_per_second=float(1e3 * batch / total.mean()),
         peak_rss_bytes=peak_rss_bytes(),
         backend=predictor.backend.identity(),
         machine=machine(),
     )
 
 
-def doubts(
-    inference_ms: NDArray[np.float64], before: dict[str, Any], after: dict[str, Any], steady: bool = True
-) -> list[str]:
-    """Why the numbers should not be believed: load, a clock that fell, times that drift; empty when nothing speaks
-    against them.
-    """
-    reasons = [] if steady else ["inference had not settled when the warm-up ended"]
-    others = others_cores(before, after)
-    loads = [evidence["load_1min"] for evidence in (before, after) if evidence["load_1min"] is not None]
-    if others is not None and others > _OTHERS:
-        reasons.append(f"the machine was busy: other processes used {others:.2f} of its cores meanwhile")
-    elif others is None and loads and max(loads) > cores():
-        reasons.append(f"the machine was busy: load {max(loads):.1f} on {cores()} cores")
-    clocks = before["cpu_mhz"], after["cpu_mhz"]
-    if clocks[0] and clocks[1] and clocks[1] < (1 - _DRIFT) * clocks[0]:
-        reasons.append(f"the clock fell from {clocks[0]:.0f} to {clocks[1]:.0f} MHz")
+def table(latency: Latency) -> list[str]:
+    """What people read of it, line by line."""
+    lines = [f"{'ms':14}{'mean':>9}" + "".join(f"{f'p{percent}':>9}" for percent in PERCENTILES)]
+    for name, timing in latency.steps.items():
+        values = [timing.mean, *(getattr(timing, f"p{percent}") for percent in PERCENTILES)]
+        lines.append(f"{name:14}" + "".join(f"{'-' if value is None else f'{value:.2f}':>9}" for value in values))
+    memory = "" if latency.peak_rss_bytes is None else f", peak memory {latency.peak_rss_bytes / 2**20:.0f} MiB"
+    images = "one image" if latency.batch == 1 else f"{latency.batch} images"
+    lines.append(
+        f"{latency.iterations} calls of {images} after {latency.warmup} to warm up, "
+        f"{latency.images_per_second:.1f} images a second{memory}"
+    )
+    lines.append(", ".join(f"{name} {value}" for name, value in latency.backend.items()))
+    if any(timing.p99 is None for timing in latency.steps.values()):
+        lines.append("-: too few calls for this percentile (p90 wants 100, p95 200, p99 1,000); see --iterations")
+    if not latency.reliable:
+        lines.append("unreliable: " + "; ".join(latency.reasons))
+    return lines
+
+
+def drift(inference_ms: NDArray[np.float64]) -> list[str]:
+    """Why times should not be believed in themselves: the first half of the calls differs from the second."""
     if len(inference_ms) >= 2 * _BEYOND:
         first, second = (float(np.median(half)) for half in np.array_split(inference_ms, 2))
-        if abs(second - first) > _DRIFT * first:
-            reasons.append(f"inference drifted: median {first:.2f} ms in the first half, {second:.2f} in the second")
-    return reasons
-
-
-def others_cores(before: dict[str, Any], after: dict[str, Any]) -> float | None:
-    """How many cores other processes kept busy between two evidences; None where the system does not tell.
-
-    The load average would be easier to read, and remembers for minutes the training that ended before a benchmark.
-    """
-    if before["busy_s"] is None or after["busy_s"] is None or after["at_s"] <= before["at_s"]:
-        return None
-    foreign = (after["busy_s"] - before["busy_s"]) - (after["own_s"] - before["own_s"])
-    return max(0.0, float(foreign / (after["at_s"] - before["at_s"])))
+        if abs(second - first) > DRIFT * first:
+            return [f"inference drifted: median {first:.2f} ms in the first half, {second:.2f} in the second"]
+    return []
 
 
 def settled(milliseconds: Sequence[float]) -> bool:
@@ -148,11 +156,11 @@ def settled(milliseconds: Sequence[float]) -> bool:
     if len(milliseconds) < 10:
         return False
     earlier, latest = float(np.median(milliseconds[-10:-5])), float(np.median(milliseconds[-5:]))
-    return abs(latest - earlier) <= _DRIFT * earlier
+    return abs(latest - earlier) <= DRIFT * earlier
 
 
 def peak_rss_bytes() -> int | None:
-    """The most memory this process has held; None where the system does not tell."""
+    """The most memory this process has held since it began, or since `forget_peak`; None where the system does not tell."""
     # Not getrusage: on Linux its maximum is inherited from the process that started this one, which may hold torch.
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
@@ -164,11 +172,34 @@ def peak_rss_bytes() -> int | None:
     return None
 
 
-def _once(predictor: Predictor, file: Path) -> tuple[float, float, float, float]:
+def forget_peak() -> bool:
+    """Lets `peak_rss_bytes` begin anew, for a second measurement in one process; False where the system does not allow
+    it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets VmHWM
+    except OSError:
+        return False
+    return True
+
+
+def warm_up(predictor: Predictor, files: Sequence[Path], at_least: int, batch: int = 1) -> list[float]:
+    """Inference milliseconds of calls that do not count; the other steps depend on which image it is."""
+    at_least = max(at_least, 10)
+    times: list[float] = []
+    while len(times) < at_least or (not settled(times) and len(times) < 10 * at_least):
+        times.append(_once(predictor, _turn(files, len(times), batch))[STEPS.index("inference")])
+    return times
+
+
+def _turn(files: Sequence[Path], index: int, batch: int) -> list[Path]:
+    return [files[(index * batch + place) % len(files)] for place in range(batch)]
+
+
+def _once(predictor: Predictor, files: Sequence[Path]) -> tuple[float, float, float, float]:
     start = time.perf_counter()
-    image = predictor.decode(file)
+    images = [predictor.decode(file) for file in files]
     decoded = time.perf_counter()
-    batch, placements = predictor.prepare([image])
+    batch, placements = predictor.prepare(images)
     prepared = time.perf_counter()
     candidates = predictor.infer(batch)
     inferred = time.perf_counter()
@@ -180,43 +211,3 @@ def _once(predictor: Predictor, file: Path) -> tuple[float, float, float, float]
         1e3 * (inferred - prepared),
         1e3 * (finished - inferred),
     )
-
-
-def _warm_up(predictor: Predictor, files: Sequence[Path], at_least: int) -> list[float]:
-    """Inference milliseconds of the calls that do not count; the other steps depend on which image it is."""
-    at_least = max(at_least, 10)
-    times: list[float] = []
-    while len(times) < at_least or (not settled(times) and len(times) < 10 * at_least):
-        times.append(_once(predictor, files[len(times) % len(files)])[STEPS.index("inference")])
-    return times
-
-
-def _evidence() -> dict[str, Any]:
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {
-        "load_1min": load,
-        "cpu_mhz": _cpu_mhz(),
-        "at_s": time.perf_counter(),
-        "own_s": time.process_time(),
-        "busy_s": _busy_s(),
-    }
-
-
-def _busy_s() -> float | None:
-    """Seconds all cores together have worked since the machine started; None where the system does not tell."""
-    try:
-        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
-        user, nice, system, _, _, irq, softirq, steal = (int(field) for field in fields)
-    except (OSError, ValueError):
-        return None
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def _cpu_mhz() -> float | None:
-    """The mean clock of all cores; None where the system hides it, as many virtual machines and containers do."""
-    files = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
-    try:
-        found = [int(file.read_text(encoding="ascii")) / 1e3 for file in files]
-    except (OSError, ValueError):
-        return None
-    return float(np.mean(found)) if found else None

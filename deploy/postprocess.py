@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploy.detections import Detections
+from deploy.errors import DeployError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +40,8 @@ def detect(
         raise ValueError(f"detect: candidates of one image are wanted, given {len(candidates)} images")
     threshold = contract.score_threshold if score_threshold is None else score_threshold
     limit = contract.max_detections if max_detections is None else max_detections
+    if contract.nms == "graph":
+        _refuse_dropped(contract, threshold, max_detections)
     boxes, scores, labels = candidates.boxes_BN4[0], candidates.scores_BN[0], candidates.labels_BN[0]
     kept = np.flatnonzero(scores > threshold)
     height, width = placement.content
@@ -59,6 +62,24 @@ def detect(
         scores[kept].astype(np.float32, copy=False),
         labels[kept].astype(np.int64, copy=False),
     )
+
+
+def least_score(contract: Contract) -> float:
+    """Scores above it take part in NMS inside a graph: whichever threshold is applied afterwards, nothing lacks."""
+    return min(contract.score_threshold, contract.evaluation_score_threshold)
+
+
+def _refuse_dropped(contract: Contract, threshold: float, limit: int | None) -> None:
+    """Raises DeployError when more is asked for than NMS in the graph lets out."""
+    problems = []
+    if threshold < least_score(contract):
+        problems.append(f"scores above {least_score(contract)}, given a threshold of {threshold}")
+    if limit is not None and limit > contract.candidates:
+        problems.append(f"{contract.candidates} detections an image, given a limit of {limit}")
+    if problems:
+        raise DeployError(
+            f"detect: the file does its own NMS and keeps {' and '.join(problems)}; ask for less, or export with nms: host"
+        )
 
 
 def suppress(

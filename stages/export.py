@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 from pydantic import Field
@@ -30,6 +30,7 @@ from stages.detection.load import load_detector, parameter_count
 from stages.evaluation.flops import inference_flops
 from stages.evaluation.in_memory import InMemory
 from stages.evaluation.measure import contract_for
+from stages.exporting.nms import add_nms, nms_parity
 from stages.exporting.onnx_file import OPSET, write_onnx
 
 CODE = ("deploy.backends.onnxruntime",)  # reached by name at run time
@@ -37,7 +38,10 @@ CODE = ("deploy.backends.onnxruntime",)  # reached by name at run time
 
 class Config(BaseConfig):
     candidates: int = Field(default=1000, ge=1)
-    """Boxes an image that leave the graph; AP needs 1,000, a deployment threshold is content with fewer."""
+    """Boxes an image before NMS; AP needs 1,000, a deployment threshold is content with fewer."""
+    nms: Literal["host", "graph"] = "host"
+    """Who suppresses duplicates: numpy after the graph, the same for every runtime, or ONNX's own node inside it, which
+    ONNX Runtime executes, TensorRT's parser knows and TensorRT-RTX cannot build."""
     score_threshold: float = Field(default=0.3, ge=0, le=1)
     """Deployment threshold, written into the contract. AP is measured far below it."""
     nms_iou: float = Field(default=0.5, gt=0, le=1)
@@ -70,11 +74,15 @@ def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Datase
     contract.write_to_onnx(file)
     onnx.checker.check_model(str(file), full_check=True)
     images = CocoSplit(data.folder("val"), data.annotations("val")).files[: config.parity_images]
-    with Predictor.open(file) as shipped:
-        parity = parity_on(images, InMemory(detector, config.candidates), shipped, config)
+    with Predictor.open(file) as written:
+        parity = parity_on(images, InMemory(detector, config.candidates), written, config)
     logger.info("parity: %s", parity.sentence)
     if not parity.verdict:
         raise VerdictError(f"export: the ONNX file does not detect what PyTorch detects: {parity.sentence}")
+    sentences = [parity.sentence]
+    if config.nms == "graph":
+        contract, sentence = with_nms_inside(file, contract, images)
+        sentences.append(sentence)
     return ExportedModel(
         file=file.name,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
@@ -93,12 +101,25 @@ def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Datase
             max_score=parity.max_score,
             label_mismatches=parity.label_mismatches,
             passed=parity.verdict,
-            sentence=parity.sentence,
+            sentence="; ".join(sentences),
         ),
         initialisers=initialisers,
         constants=constants,
+        candidates=config.candidates,
         source=checkpoint.key,
     )
+
+
+def with_nms_inside(file: Path, contract: Contract, images: Sequence[Path]) -> tuple[Contract, str]:
+    """Put NMS into the file; its new contract, and what the comparison with the host's NMS found."""
+    plain = file.with_name("candidates.onnx")
+    file.rename(plain)
+    changed = add_nms(plain, file, contract)
+    with Predictor.open(plain) as host, Predictor.open(file) as graph:
+        sentence = nms_parity(images, host, graph)
+    plain.unlink()
+    logger.info(sentence)
+    return changed, sentence
 
 
 def parity_on(images: Sequence[Path], reference: Backend, shipped: Predictor, config: Config) -> Parity:

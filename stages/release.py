@@ -100,7 +100,7 @@ def released(
         contract=Contract.from_json(json.dumps(model.contract)),
         made_for=engine.get("made_for", {}),
         accuracy=measured.model_dump(mode="json", exclude={"results"}),
-        latency=tuple(row.model_dump(mode="json") for row in timed),
+        latency=tuple(row.model_dump(mode="json", exclude={"calls"}) for row in timed),
         rebuild=config.rebuild or built,
     )
 

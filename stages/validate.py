@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def run(
     of the model and not of a threshold."""
     contract = contract_for(data)
     if models:
-        contract = Contract.from_json(json.dumps(models[0].contract))
+        contract = before_nms(models[0])
     rows = []
     total = len(checkpoints) + len(models)
     with progress("validate", total, "model") as advance:
@@ -81,6 +82,12 @@ def run(
     for row in rows:
         logger.info("%-28s AP %.3f  AP50 %.3f", row.name, row.statistics["ap"] or 0, row.statistics["ap50"] or 0)
     return AccuracyReport(rows=tuple(rows))
+
+
+def before_nms(model: ExportedModel) -> Contract:
+    """The contract of an exported file as PyTorch follows it: with NMS on the host, wherever the file has it."""
+    contract = Contract.from_json(json.dumps(model.contract))
+    return replace(contract, nms="host", candidates=model.candidates) if contract.nms == "graph" else contract
 
 
 def restored(checkpoint: TrainedDetector) -> Detector:

@@ -39,6 +39,8 @@ class ExportedModel(Artifact):
     """Multiply-adds times two on one image of the canvas."""
     opset: int
     contract: dict[str, Any]
+    candidates: int = 1000
+    """Boxes an image before NMS; the contract's are those that leave the graph, fewer where NMS is inside."""
     parity: ParityRecord
     initialisers: int
     """Learnt tensors in the file, every one traced back to a tensor of the student."""

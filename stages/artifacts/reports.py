@@ -51,15 +51,24 @@ class AccuracyReport(Artifact):
 
 
 class LatencyRow(Row):
-    """Milliseconds an image, batch 1, by step: decode, preprocess, inference, postprocess, end_to_end."""
+    """Milliseconds of a call, by step: decode, preprocess, inference, postprocess, end_to_end."""
 
     steps: dict[str, dict[str, float | None]]
     """Step to mean, p50, p90, p95, p99 (None where there were too few samples) and n."""
     threads: int
+    batch: int = 1
+    """Images of one call."""
+    images_per_second: float | None = None
     flops: int
+    """Of one image."""
     peak_memory_mb: float | None
     reliable: bool
     evidence: dict[str, Any]
+    """What the machine did meanwhile: least, median and most of all that it told; `reasons` for doubt."""
+    at_rate: dict[str, Any] | None = None
+    """Response to requests at a fixed rate, if that was asked for."""
+    calls: str = ""
+    """JSON beside: when every call began, in seconds from the first, and its milliseconds."""
 
 
 class LatencyReport(Artifact):

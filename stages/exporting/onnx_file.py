@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pipeline.errors import VerdictError
 from stages.detection.detector import Detector
 from stages.exporting.fold import folded
+from stages.exporting.group_norm import with_instance_norm
 
 INPUT = "images"
 OUTPUTS = ("boxes", "scores", "labels")
@@ -66,6 +67,7 @@ def write_onnx(detector: Detector, height: int, width: int, count: int, file: Pa
         exporter.setLevel(level)
     assert program is not None
     program.save(file, include_initializers=True, external_data=False)
+    onnx.save(with_instance_norm(onnx.load(file)), file)
     written = onnx.shape_inference.infer_shapes(onnx.load(file), check_type=True, strict_mode=True)
     try:
         onnx.checker.check_model(str(file), full_check=True)

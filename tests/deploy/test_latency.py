@@ -6,11 +6,9 @@ import pytest
 
 from deploy import latency
 from deploy.errors import DeployError
-from deploy.latency import doubts, measure, percentile, settled
+from deploy.latency import drift, forget_peak, measure, peak_rss_bytes, percentile, settled
 from deploy.machine import cores, machine
 from deploy.predictor import Predictor
-
-QUIET = {"load_1min": 0.1, "cpu_mhz": 2000.0, "at_s": None, "own_s": None, "busy_s": None}
 
 
 @pytest.mark.parametrize(("percent", "enough"), [(50, 20), (90, 100), (95, 200), (99, 1000)])
@@ -48,38 +46,71 @@ def test_images_are_taken_in_turn(model, tmp_path, new_image, monkeypatch):
     assert seen[found.warmup :] == ["0.png", "1.png", "2.png"] * 2
 
 
-def test_a_quiet_steady_run_is_believed():
-    assert doubts(np.full(40, 5.0), QUIET, QUIET) == []
+def test_a_batch_is_timed_as_one_call(model, tmp_path, new_image, monkeypatch):
+    files = [new_image(tmp_path / f"{i}.png") for i in range(3)]
+    shapes = []
+    with Predictor.open(model) as predictor:
+        honest = predictor.infer
+        monkeypatch.setattr(predictor, "infer", lambda batch: (shapes.append(batch.shape), honest(batch))[1])
+        found = measure(predictor, files, iterations=20, batch=4)
+    assert set(shapes) == {(4, 64, 64, 3)}
+    assert found.batch == 4
+    assert found.images_per_second == pytest.approx(4e3 / found.steps["end_to_end"].mean)
 
 
-def test_what_speaks_against_the_numbers():
-    steady = np.full(40, 5.0)
-    assert "the machine was busy" in doubts(steady, QUIET | {"load_1min": cores() + 0.5}, QUIET)[0]
-    assert "the machine was busy" in doubts(steady, QUIET, QUIET | {"load_1min": cores() + 0.5})[0]
-    since = QUIET | {"at_s": 10.0, "own_s": 1.0, "busy_s": 100.0, "load_1min": cores() + 9}
-    assert doubts(steady, since, since | {"at_s": 20.0, "own_s": 11.0, "busy_s": 111.0}) == []  # the load is history
-    busy = since | {"at_s": 20.0, "own_s": 11.0, "busy_s": 115.0}
-    assert "other processes used 0.50 of its cores" in doubts(steady, since, busy)[0]
-    assert "the clock fell from 2000 to 1500" in doubts(steady, QUIET, QUIET | {"cpu_mhz": 1500.0})[0]
-    assert "drifted: median 5.00 ms in the first half, 6.00" in doubts(np.repeat([5.0, 6.0], 20), QUIET, QUIET)[0]
-    assert "not settled" in doubts(steady, QUIET, QUIET, steady=False)[0]
-    assert doubts(steady, dict.fromkeys(QUIET), dict.fromkeys(QUIET)) == []  # a system that tells nothing
+def test_every_call_is_kept_and_the_machine_is_watched(model, white):
+    with Predictor.open(model) as predictor:
+        found = measure(predictor, [white], iterations=30)
+    begun, times = found.calls["at_s"], found.calls["end_to_end_ms"]
+    assert begun[0] == 0
+    assert begun == sorted(begun)
+    assert np.mean(times) == pytest.approx(found.steps["end_to_end"].mean, abs=1e-3)
+    assert found.evidence["samples"] >= 2
+    assert found.evidence["seconds"] >= begun[-1]
+
+
+def test_what_the_samples_tell_is_a_reason(model, white, monkeypatch):
+    monkeypatch.setattr(latency, "doubts", lambda samples: [f"hot in {len(samples) > 1}"])
+    with Predictor.open(model) as predictor:
+        found = measure(predictor, [white], iterations=2)
+    assert not found.reliable
+    assert "hot in True" in found.reasons
+
+
+def test_a_peak_can_be_forgotten():
+    if peak_rss_bytes() is None or not forget_peak():
+        pytest.skip("this system does not tell its peak memory, or does not reset it")
+    held = np.ones(2**23)  # 64 MiB
+    high = peak_rss_bytes()
+    del held
+    assert forget_peak()
+    assert peak_rss_bytes() < high - 2**25
+
+
+def test_times_that_drift_are_not_believed():
+    assert drift(np.full(40, 5.0)) == []
+    assert "drifted: median 5.00 ms in the first half, 6.00" in drift(np.repeat([5.0, 6.0], 20))[0]
 
 
 def test_warming_up_goes_on_until_it_is_steady(monkeypatch):
     falling = iter([*np.linspace(100, 10, 37), *([10.0] * 1000)])
     monkeypatch.setattr(latency, "_once", lambda *_: (0.0, 0.0, next(falling), 0.0))
-    times = latency._warm_up(None, [None], 12)
+    times = latency.warm_up(None, [None], 12)
     assert 37 < len(times) < 60
     assert settled(times)
     monkeypatch.setattr(latency, "_once", lambda *_: (0.0, 0.0, next(growing), 0.0))
     growing = iter(2.0 ** np.arange(200))
-    assert len(latency._warm_up(None, [None], 12)) == 120  # never steady: an end all the same
+    assert len(latency.warm_up(None, [None], 12)) == 120  # never steady: an end all the same
 
 
 def test_impossible_requests_are_refused(model, white):
     with Predictor.open(model) as predictor:
-        for images, settings in (([], {}), ([white], {"iterations": 0}), ([white], {"warmup": -1})):
+        for images, settings in (
+            ([], {}),
+            ([white], {"iterations": 0}),
+            ([white], {"warmup": -1}),
+            ([white], {"batch": 0}),
+        ):
             with pytest.raises(DeployError, match="latency: "):
                 measure(predictor, images, **settings)
 

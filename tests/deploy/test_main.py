@@ -105,8 +105,30 @@ def test_benchmark_of_the_sample_and_of_images(bundle, white, model, capsys):
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["steps"]["inference"]["n"] == 3
     assert numbers["backend"]["threads"] == 1
+    assert numbers["at_rate"] is None
     assert main(["benchmark", str(model)]) == 2
     assert "give images" in capsys.readouterr().err
+
+
+def test_benchmark_sweeps_batches_and_threads(model, white, capsys):
+    command = ["benchmark", str(model), str(white), "--iterations", "2", "--batch", "1,3", "--threads", "1,2"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["batch"], one["backend"]["threads"]) for one in found] == [(1, 1), (3, 1), (1, 2), (3, 2)]
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("calls of 3 images") == 2
+
+
+def test_benchmark_at_a_rate(model, white, capsys):
+    command = ["benchmark", str(model), str(white), "--iterations", "20", "--rate", "200"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["at_rate"]
+    assert found["rate"] == 200
+    assert found["response"]["n"] == 20
+    assert main(command) == 0
+    assert "at 200 requests a second, ms from when each was due: p50 " in capsys.readouterr().out
+    assert main([*command[:-1], "0"]) == 2
+    assert "a rate above 0" in capsys.readouterr().err
 
 
 def test_verify_and_its_verdict(bundle, capsys):

@@ -166,3 +166,12 @@ def test_without_supervision_the_error_says_so(detections, monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(DeployError, match="pip install supervision"):
         detections().to_supervision()
+
+
+def test_a_file_with_nms_inside_is_not_asked_for_what_it_dropped(new_contract):
+    contract = new_contract(nms="graph", score_threshold=0.3, evaluation_score_threshold=0.05)
+    found = candidates([[0, 0, 10, 10], [0, 0, 10, 10]], [0.9, 0.2], [0, 0])
+    assert len(detect(found, contract, PLACEMENT)) == 1
+    assert len(detect(found, contract, PLACEMENT, score_threshold=0.05)) == 2  # nobody suppresses again
+    with pytest.raises(DeployError, match=r"keeps scores above 0\.05, given a threshold of 0\.01 and 4 detections"):
+        detect(found, contract, PLACEMENT, score_threshold=0.01, max_detections=5)

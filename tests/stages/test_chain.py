@@ -16,7 +16,7 @@ from deploy.deepstream import write as write_deepstream
 from deploy.errors import DeployError
 from deploy.predictor import Predictor
 from pipeline.errors import UserError, VerdictError
-from stages import distill, export, prune, release, train, validate
+from stages import benchmark, distill, export, prune, release, train, validate
 from stages.artifacts.reports import LatencyReport, LatencyRow
 from stages.exporting import onnx_file
 
@@ -197,6 +197,44 @@ def test_export_fails_where_file_and_pytorch_disagree(tmp_path, digits, student)
 def test_a_two_stage_teacher_is_refused_by_export(tmp_path, digits, teacher):
     with pytest.raises(UserError, match="faster_rcnn has no static graph"):
         make(tmp_path, "onnx", export, {}, checkpoint=teacher, data=digits)
+
+
+@pytest.fixture(scope="module")
+def with_nms(folder, digits, student):
+    config = {"score_threshold": 0.001, "parity_images": 6, "nms": "graph"}
+    return make(folder, "with_nms", export, config, checkpoint=student, data=digits)
+
+
+def test_nms_inside_the_file_is_its_own_row_of_the_same_ap(tmp_path, digits, student, onnx, with_nms):
+    assert with_nms.contract["nms"] == "graph"
+    assert (with_nms.candidates, with_nms.contract["candidates"]) == (1000, 100)
+    assert "NMS in the graph keeps what the host's keeps: " in with_nms.parity.sentence
+    assert sorted(file.name for file in with_nms.directory.iterdir()) == ["model.onnx"]
+    # The file with NMS inside comes first: what PyTorch is measured with must not change with it.
+    slots = {"data": digits, "checkpoints": [student], "models": [with_nms, onnx]}
+    torch_row, graph, host = make(tmp_path, "accuracy", validate, {}, **slots).rows
+    assert torch_row.statistics["ap"] == pytest.approx(host.statistics["ap"], abs=1e-3)
+    assert graph.statistics["ap"] == pytest.approx(host.statistics["ap"], abs=1e-3)
+    assert graph.sha256 != host.sha256
+
+
+def test_a_row_of_latency_for_every_batch_and_number_of_threads(tmp_path, digits, onnx):
+    config = {"iterations": 20, "images": 4, "batch": [1, 2], "threads": 1, "rate": 50}
+    report = make(tmp_path, "latency", benchmark, config, data=digits, models=[onnx])
+    assert [(row.batch, row.threads) for row in report.rows] == [(1, 1), (2, 1)]
+    for row in report.rows:
+        assert row.sha256 == onnx.sha256
+        assert row.images_per_second == pytest.approx(1e3 * row.batch / row.steps["end_to_end"]["mean"])
+        assert row.at_rate["response"]["n"] == 20
+        assert row.evidence["samples"] >= 2
+        assert len(json.loads(report.path(row.calls).read_text())["end_to_end_ms"]) == 20
+
+
+@pytest.mark.parametrize("settings", [{"batch": []}, {"batch": [1, 0]}, {"threads": 0}])
+def test_a_sweep_of_nothing_is_refused_at_plan_time(settings):
+    (problem,) = benchmark.check(benchmark.Config(**settings), {})
+    assert "whole numbers of at least 1 are wanted" in problem
+    assert list(benchmark.check(benchmark.Config(batch=[1, 8], threads=[1, 2]), {})) == []
 
 
 @pytest.fixture(scope="module")

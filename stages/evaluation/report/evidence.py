@@ -79,6 +79,21 @@ class Evidence:
         """The first row of AP of an artifact."""
         return next((row for row in self.rows if row.key == key), None)
 
+    @cached_property
+    def quoted_latency(self) -> list[LatencyRow]:
+        """The first row of every file on every machine: of a sweep over batches and threads the one that gates judge."""
+        first: dict[tuple[str, str, str], LatencyRow] = {}
+        for row in self.latency_rows:
+            first.setdefault((row.sha256, row.backend, str(row.machine)), row)
+        return list(first.values())
+
+    def calls(self, row: LatencyRow) -> dict[str, list[float]]:
+        """When every call behind a row began and how long it took; empty where that was not kept."""
+        owner = next(report for report in self.latency if any(row is own for own in report.rows))
+        if not row.calls or not owner.path(row.calls).is_file():
+            return {}
+        return dict(json.loads(owner.path(row.calls).read_bytes()))
+
     def latency_of(self, row: AccuracyRow) -> LatencyRow | None:
         """The first row of latency of the same file."""
         return next((timed for timed in self.latency_rows if timed.sha256 == row.sha256), None)

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from stages.evaluation.report.estimate import Estimate
@@ -213,6 +214,39 @@ def stacked(parts: Mapping[str, Mapping[str, float]], label: str) -> str:
         _named_rows(panel, names)
         panel.set_xlabel(label)
         figure.legend(loc="outside upper left", ncols=6, handlelength=1, handleheight=1)
+        return _svg(figure)
+
+
+def over_time(calls: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """One row a name: how many calls took how long in each part of the run, and over all of it, on one axis.
+
+    `calls` are `at_s` and `end_to_end_ms` of every call. The slowest hundredth shares the topmost bin.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 2.5 * len(calls)), layout="constrained")
+        axes = figure.subplots(len(calls), 2, squeeze=False, sharey="row", width_ratios=(4, 1))
+        for (name, found), (panel, beside) in zip(calls.items(), axes, strict=True):
+            seconds, times = np.asarray(found["at_s"]), np.asarray(found["end_to_end_ms"])
+            least, most = float(times.min()), float(np.percentile(times, 99))
+            edges = np.linspace(0.98 * least, 1.02 * max(most, 1.01 * least), 31)
+            windows = np.linspace(0, max(float(seconds[-1]), 1e-3), min(60, 1 + len(times) // 10) + 1)
+            shown = np.minimum(times, edges[-1])
+            counts, _, _ = np.histogram2d(seconds, shown, (windows, edges))
+            columns, rows = np.nonzero(counts)
+            left, right, low, high = windows[columns], windows[columns + 1], edges[rows], edges[rows + 1]
+            corners = np.stack([left, low, right, low, right, high, left, high], 1).reshape(-1, 4, 2)
+            cells = PolyCollection(corners, array=counts[columns, rows], cmap="Blues", linewidths=0)  # type: ignore[arg-type]
+            cells.set_clim(-0.3 * counts.max(), counts.max())  # a single call is seen too
+            panel.add_collection(cells)
+            panel.set_xlim(0, windows[-1])
+            panel.set_ylim(edges[0], edges[-1])
+            panel.set_title(name)
+            panel.set_xlabel("seconds from the first call")
+            panel.set_ylabel("ms")
+            beside.hist(shown, edges, orientation="horizontal", color=COLOURS[0])
+            for percent, style in ((50, "-"), (90, "--")):
+                beside.axhline(float(np.percentile(times, percent)), color="#111827", linewidth=0.9, linestyle=style)
+            beside.set_xlabel("calls; p50, p90 dashed")
         return _svg(figure)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stages.artifacts.checkpoint import Checkpoint, TrainedDetector
 from stages.artifacts.reports import LatencyRow
 from stages.evaluation.report import plots
@@ -49,26 +51,57 @@ def training(evidence: Evidence) -> Section:
 
 
 def latency(evidence: Evidence) -> Section:
-    """Milliseconds by step, and whether to believe them."""
-    rows = evidence.latency_rows
+    """Milliseconds by step, over time, and whether to believe them."""
+    rows, quoted = evidence.latency_rows, evidence.quoted_latency
     if not rows:
         return Section("Latency", sentences=["no latency was measured"])
     tables, sentences = [], []
-    for row in rows:
+    for row in quoted:
         cores = row.machine.get("cores", "?")
         where = f"{row.machine.get('cpu', 'an unnamed CPU')} ({cores} cores, {row.threads} used), {row.backend}"
         memory = "" if row.peak_memory_mb is None else f"; the process held {row.peak_memory_mb:.0f} MB at most"
-        sentences.append(f"model {row.name}: batch of one, {millions(row.flops)} operations, on {where}{memory}")
+        images = "one" if row.batch == 1 else str(row.batch)
+        sentences.append(f"model {row.name}: batch of {images}, {millions(row.flops)} operations, on {where}{memory}")
         if not row.reliable:
             reasons = "; ".join(row.evidence.get("reasons", ())) or "the benchmark gives no reason"
             sentences.append(f"model {row.name}: UNRELIABLE, do not quote it: {reasons}; {evidence.measure_again}")
-        tables.append(_latency_table(row, title=row.name if len(rows) > 1 else ""))
+        tables.append(_latency_table(row, title=row.name if len(quoted) > 1 else ""))
+    sentences += [_at_rate(row) for row in rows if row.at_rate]
+    tables += [_sweep_table(rows)] if len(rows) > len(quoted) else []
     parts = {
-        row.name: {step: row.steps[step]["mean"] or 0.0 for step in STEPS[:-1] if step in row.steps} for row in rows
+        row.name: {step: row.steps[step]["mean"] or 0.0 for step in STEPS[:-1] if step in row.steps} for row in quoted
     }
-    plot = Plot(plots.stacked(parts, "ms, mean of each step"), "where the time of one image goes")
+    shown = [Plot(plots.stacked(parts, "ms, mean of each step"), "where the time of one call goes")]
+    if calls := {row.name: found for row in quoted if (found := evidence.calls(row))}:
+        caption = "how long calls took, over the time of the measurement: darker where more of them lie"
+        shown.append(Plot(plots.over_time(calls), caption))
     note = "a percentile is given only where at least ten samples lie beyond it: p99 needs 1,000"
-    return Section("Latency", sentences=sentences, tables=tables, plots=[plot], notes=[note])
+    return Section("Latency", sentences=sentences, tables=tables, plots=shown, notes=[note])
+
+
+def _at_rate(row: LatencyRow) -> str:
+    found = row.at_rate or {}
+    answered = found["response"]
+    p99 = f"p99 {milliseconds(answered['p99'])} ms" if answered["p99"] else "too few for p99"
+    queue = "" if found["kept_up"] else "; it did NOT keep up: the queue grew"
+    doubt = "" if found["reliable"] else f"; UNRELIABLE: {'; '.join(found['reasons'])}"
+    return (
+        f"model {row.name}, {counted(row.threads, 'thread')}: at {found['rate']:g} requests a second p50 "
+        f"{milliseconds(answered['p50'])} ms, {p99}, from when a request was due; busy {100 * found['busy']:.0f} % of the "
+        f"time{queue}{doubt}"
+    )
+
+
+def _sweep_table(rows: Sequence[LatencyRow]) -> Table:
+    lines = []
+    for row in rows:
+        total = row.steps["end_to_end"]
+        speed = MISSING if row.images_per_second is None else f"{row.images_per_second:,.1f}"
+        memory = MISSING if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}"
+        numbers = [milliseconds(total.get("p50")), milliseconds(total.get("p99")), speed, memory]
+        lines.append((row.name, str(row.batch), str(row.threads), *numbers, "yes" if row.reliable else "NO"))
+    head = ("model", "batch", "threads", "p50, ms a call", "p99", "images a second", "memory, MB", "reliable")
+    return Table(head, lines, title="By batch and threads")
 
 
 def _latency_table(row: LatencyRow, title: str) -> Table:

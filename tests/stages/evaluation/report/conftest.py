@@ -216,7 +216,7 @@ class Story:
             "reliable": True,
             "evidence": {},
         }
-        self.latency_rows.append(LatencyRow(**shared, steps=steps, **(fields | values)))
+        self.latency_rows.append(LatencyRow(**(shared | {"steps": steps} | fields | values)))
 
     def inputs(self) -> dict[str, Any]:
         """Keyword arguments of `stages.report.run`."""

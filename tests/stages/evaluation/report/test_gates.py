@@ -187,3 +187,10 @@ def test_junit_has_one_case_a_gate() -> None:
     told = bad.find("failure")
     assert told is not None
     assert told.text == told.get("message") == failure(BAD) == 'gate bad: asked at most 1 & no more; "b" <c>: 2'
+
+
+def test_of_a_sweep_the_first_row_is_judged(story: Any) -> None:
+    story.latency_rows.clear()
+    story.time("onnx", p99=5.0)
+    story.time("onnx", p99=50.0, batch=8)
+    assert judged(story, max_p99_ms=5.5).passed

@@ -39,6 +39,55 @@ def test_disturbed_latency_is_called_unreliable_wherever_it_stands(story: Any) -
     assert results.result_table(evidence).rows[-1][-2:] == ("4.40 ?", "5.50 ?")
 
 
+def test_calls_are_shown_over_time(story: Any) -> None:
+    story.latency_rows.clear()
+    calls = {"at_s": [0.01 * i for i in range(300)], "end_to_end_ms": [5.0] * 150 + [9.0] * 149 + [500.0]}
+    (story.folder / "calls.json").write_text(json.dumps(calls))
+    story.time("onnx", calls="calls.json")
+    evidence = evidence_of(story)
+    assert evidence.calls(evidence.latency_rows[0]) == calls
+    over_time = audit.latency(evidence).plots[-1]
+    assert "over the time of the measurement" in over_time.caption
+    assert "seconds from the first call" in over_time.svg
+    assert "<image" not in over_time.svg  # the page loads nothing, so no picture of pixels either
+    assert over_time.svg == audit.latency(evidence).plots[-1].svg
+
+
+def test_a_sweep_is_a_table_and_its_first_row_is_quoted(story: Any) -> None:
+    story.latency_rows.clear()
+    story.time("onnx", p99=5.5)
+    story.time("onnx", p99=31.5, batch=8, threads=1, images_per_second=512.3, reliable=False)
+    evidence = evidence_of(story)
+    assert evidence.quoted_latency == evidence.latency_rows[:1]
+    section = audit.latency(evidence)
+    detailed, swept = section.tables
+    assert len(detailed.rows) == 5
+    assert [row[1:3] for row in swept.rows] == [("1", "2"), ("8", "1")]
+    assert swept.rows[1][3:] == ("4.40", "31.50", "512.3", "61", "NO")
+    assert not any("UNRELIABLE" in one for one in section.sentences)  # the one that is quoted was quiet
+
+
+def test_the_same_file_on_another_machine_is_quoted_too(story: Any) -> None:
+    story.latency_rows.clear()
+    story.time("onnx")
+    story.time("onnx", machine={"cpu": "Cortex-A78AE", "cores": 6})
+    assert len(evidence_of(story).quoted_latency) == 2
+
+
+def test_requests_at_a_rate_are_told(story: Any) -> None:
+    story.latency_rows.clear()
+    response = {"n": 1000, "mean": 6.0, "p50": 5.0, "p90": 7.0, "p95": 9.0, "p99": 31.25}
+    served = {"rate": 30.0, "response": response, "busy": 0.15, "kept_up": True, "reliable": True, "reasons": []}
+    story.time("onnx", at_rate=served)
+    assert audit.latency(evidence_of(story)).sentences[-1] == (
+        "model onnx, 2 threads: at 30 requests a second p50 5.00 ms, p99 31.25 ms, from when a request was due; "
+        "busy 15 % of the time"
+    )
+    story.latency_rows.clear()
+    story.time("onnx", at_rate=served | {"kept_up": False, "reliable": False, "reasons": ["hot"]})
+    assert audit.latency(evidence_of(story)).sentences[-1].endswith("did NOT keep up: the queue grew; UNRELIABLE: hot")
+
+
 def test_percentiles_that_were_not_measured_stay_empty(story: Any) -> None:
     story.latency_rows.clear()
     story.time("onnx", p99=None)
