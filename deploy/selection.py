@@ -155,6 +155,9 @@ def _judged(model: Model, provider: str | None, device: Device) -> Verdict:
 
 
 def _milliseconds(row: dict[str, Any]) -> float | None:
+    """Of one image; what a call of several took says little of it."""
+    if row.get("batch", 1) != 1:
+        return None
     timing = row.get("steps", {}).get("end_to_end", {})
     value = timing.get("p50") if timing.get("p50") is not None else timing.get("mean")
     return None if value is None else float(value)
