@@ -26,6 +26,8 @@ def stage_lines(package: str, name: str) -> Iterator[str]:
     for slot in stage.slots.values():
         yield f"  takes  {slot.name}: {slot}"
     yield f"  gives  {stage.produces.__name__}"
+    if stage.portable:
+        yield f"  target  another machine can do it, of {', '.join(stage.elsewhere().slots) or 'nothing'}"
     yield from _settings(stage.config, "  ")
     yield ""
 

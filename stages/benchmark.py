@@ -1,4 +1,4 @@
-"""Latency of the exported files, measured by the runtime that ships, in a process of its own without torch."""
+"""Latency of the exported files, measured by the runtime that ships, in a process of its own without torch, or on a target."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from deploy.machine import machine
+from deploy.work import Task
 from pipeline.config import BaseConfig
 from pipeline.errors import PipelineError
 from pipeline.log import logger
@@ -18,8 +19,10 @@ from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel
 from stages.artifacts.reports import LatencyReport, LatencyRow
 from stages.data.coco import CocoSplit
+from stages.evaluation.there import image_files, model_files, model_settings, sent, taken
 
-CODE = ("deploy.__main__", "deploy.latency", "deploy.backends.onnxruntime")  # run in a process of their own
+# Run in a process of their own, here or there.
+CODE = ("deploy.__main__", "deploy.latency", "deploy.tasks.benchmark", "deploy.backends.onnxruntime")
 
 
 class Config(BaseConfig):
@@ -43,36 +46,58 @@ def run(config: Config, directory: Path, *, data: Dataset, models: list[Exported
     rows = []
     for model in models:
         found = measured(model.path(model.file), split.files[: config.images], config)
-        peak = found["peak_rss_bytes"]
-        rows.append(
-            LatencyRow(
-                name=model.name,
-                kind="exported",
-                key=model.key,
-                source=model.source,
-                backend=f"{found['backend']['runtime']} {found['backend']['version']}",
-                sha256=model.sha256,
-                parameters=model.parameters,
-                bytes=model.bytes,
-                machine=found["machine"],
-                runtime=found["backend"],
-                steps=found["steps"],
-                threads=found["backend"]["threads"],
-                flops=model.flops,
-                peak_memory_mb=peak / 1e6 if peak else None,
-                reliable=found["reliable"],
-                evidence={**found["evidence"], "reasons": found["reasons"]},
-            )
-        )
-        total = found["steps"]["end_to_end"]
-        logger.info(
-            "%-28s p50 %s ms  p99 %s ms%s",
-            model.name,
-            total["p50"],
-            total["p99"],
-            "" if found["reliable"] else "  UNRELIABLE: " + "; ".join(found["reasons"]),
-        )
+        rows.append(row_of(model, found))
     return LatencyReport(rows=tuple(rows))
+
+
+def work(config: Config, folder: Path, *, data: Dataset, models: list[ExportedModel]) -> list[str]:
+    """One task a model."""
+    images = image_files(data, config.images)
+    settings = {"images": [f"inputs/{name}" for name in images], "measure": {"iterations": config.iterations}}
+    tasks = [
+        Task(model.name, "benchmark", {**model_settings(model, threads=config.threads), **settings}) for model in models
+    ]
+    return sent(folder, tasks, {name: file for model in models for name, file in model_files(model).items()} | images)
+
+
+def take(
+    config: Config, directory: Path, folder: Path, target: str, *, data: Dataset, models: list[ExportedModel]
+) -> tuple[LatencyReport, dict[str, Any]]:
+    """The same rows, of the machine that measured them."""
+    results, device = taken(folder)
+    found = {name: {**one.value, "machine": one.device} for name, one in results.items()}
+    return LatencyReport(rows=tuple(row_of(model, found[model.name], target) for model in models)), device
+
+
+def row_of(model: ExportedModel, found: dict[str, Any], target: str = "") -> LatencyRow:
+    """The row of what `deploy.latency` found of a model."""
+    total, peak = found["steps"]["end_to_end"], found["peak_rss_bytes"]
+    logger.info(
+        "%-28s p50 %s ms  p99 %s ms%s",
+        model.name,
+        total["p50"],
+        total["p99"],
+        "" if found["reliable"] else "  UNRELIABLE: " + "; ".join(found["reasons"]),
+    )
+    return LatencyRow(
+        name=model.name,
+        kind="exported",
+        key=model.key,
+        source=model.source,
+        backend=f"{found['backend']['runtime']} {found['backend']['version']}",
+        sha256=model.sha256,
+        parameters=model.parameters,
+        bytes=model.bytes,
+        machine=found["machine"],
+        target=target,
+        runtime=found["backend"],
+        steps=found["steps"],
+        threads=found["backend"]["threads"],
+        flops=model.flops,
+        peak_memory_mb=peak / 1e6 if peak else None,
+        reliable=found["reliable"],
+        evidence={**found["evidence"], "reasons": found["reasons"]},
+    )
 
 
 def measured(file: Path, images: list[Path], config: Config) -> dict[str, Any]:

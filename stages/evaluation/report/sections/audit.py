@@ -56,15 +56,16 @@ def latency(evidence: Evidence) -> Section:
     tables, sentences = [], []
     for row in rows:
         cores = row.machine.get("cores", "?")
-        where = f"{row.machine.get('cpu', 'an unnamed CPU')} ({cores} cores, {row.threads} used), {row.backend}"
+        device = row.machine.get("name") or row.machine.get("cpu", "an unnamed CPU")
+        where = f"{device} ({cores} cores, {row.threads} used), {row.backend}"
         memory = "" if row.peak_memory_mb is None else f"; the process held {row.peak_memory_mb:.0f} MB at most"
-        sentences.append(f"model {row.name}: batch of one, {millions(row.flops)} operations, on {where}{memory}")
+        sentences.append(f"model {row.label}: batch of one, {millions(row.flops)} operations, on {where}{memory}")
         if not row.reliable:
             reasons = "; ".join(row.evidence.get("reasons", ())) or "the benchmark gives no reason"
-            sentences.append(f"model {row.name}: UNRELIABLE, do not quote it: {reasons}; {evidence.measure_again}")
-        tables.append(_latency_table(row, title=row.name if len(rows) > 1 else ""))
+            sentences.append(f"model {row.label}: UNRELIABLE, do not quote it: {reasons}; {evidence.measure_again}")
+        tables.append(_latency_table(row, title=row.label if len(rows) > 1 else ""))
     parts = {
-        row.name: {step: row.steps[step]["mean"] or 0.0 for step in STEPS[:-1] if step in row.steps} for row in rows
+        row.label: {step: row.steps[step]["mean"] or 0.0 for step in STEPS[:-1] if step in row.steps} for row in rows
     }
     plot = Plot(plots.stacked(parts, "ms, mean of each step"), "where the time of one image goes")
     note = "a percentile is given only where at least ten samples lie beyond it: p99 needs 1,000"
@@ -161,6 +162,11 @@ def provenance(evidence: Evidence) -> Section:
         told += [f"{machine['cores']} cores"] if machine.get("cores") else []
         told += [f"{memory / 1e9:.1f} GB of memory"] if memory else []
         told += [f"Python {machine['python']}"] if machine.get("python") else []
+        told += [
+            f"GPU {gpu['name']}, compute capability {gpu['compute_capability']}" for gpu in machine.get("gpus") or ()
+        ]
+        names = {"driver": "driver", "cuda": "CUDA", "l4t": "L4T", "power_mode": "power mode"}
+        told += [f"{word} {machine[name]}" for name, word in names.items() if machine.get(name)]
         sentences.append(f"machine: {', '.join(told)}")
     if versions:
         sentences.append("versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())))
