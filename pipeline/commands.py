@@ -211,13 +211,15 @@ def show(config: Path, stage: str | None, overrides: tuple[str, ...], root: Path
 @click.argument("names", nargs=-1, metavar="[STAGE]...")
 @_package
 def stages(names: tuple[str, ...], package: str) -> None:
-    """List the stages there are, with every setting, its default and its meaning."""
+    """List the stages there are, and the machines of `targets`, with every setting, its default and its meaning."""
     from pipeline import lookup
-    from pipeline.settings import stage_lines
+    from pipeline.settings import stage_lines, target_lines
 
     for name in names or lookup.names(package):
         for line in stage_lines(package, name):
             click.echo(line)
+    for line in target_lines() if not names else ():
+        click.echo(line)
 
 
 @pipeline.command()

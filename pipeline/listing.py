@@ -55,7 +55,7 @@ def _there(target: str, store: Store) -> str:
     """Return where a step is done, and which machine that is, as far as it is known before results came back."""
     file = store.target(target)
     name = json.loads(file.read_text())["device"].get("name") if file.is_file() else None
-    return f"on {target}, {name or 'which machine that is is decided on the target'}"
+    return f"on {target} ({name or 'its device: decided on the target'})"
 
 
 def _took(finished: Finished | None) -> float | None:

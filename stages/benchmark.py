@@ -1,4 +1,4 @@
-"""Latency of the exported files, measured by the runtime that ships, in a process of its own without torch, or on a target."""
+"""Latency of the exported files, measured by the runtime that ships in a process without torch, here or on a target."""
 
 from __future__ import annotations
 

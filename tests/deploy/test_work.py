@@ -123,6 +123,32 @@ def test_a_task_that_fails_keeps_what_was_done_before(tmp_path, inputs, bare_pyt
         work.results(tmp_path / "work")
 
 
+DYING = """
+import os, pathlib, signal
+def do(settings, folder, out):
+    (out / "half").write_text("half")
+    if not pathlib.Path("once").exists():
+        pathlib.Path("once").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"half": sorted(file.name for file in out.iterdir())}
+"""
+
+
+def test_a_task_that_is_killed_is_done_again_and_alone(tmp_path, inputs, bare_python):
+    """As by the kernel, when memory is short: no half result is seen, and the others go on."""
+    folder = tmp_path / "work"
+    work.write(folder, [VALIDATE, BENCHMARK], inputs)
+    (folder / "deploy/tasks/benchmark.py").write_text(DYING)
+    ran = there(folder, bare_python)
+    assert ran.returncode == 2
+    assert "task fast was killed by signal 9; is there enough memory?" in ran.stderr
+    assert not (folder / "results/fast").exists()
+    ran = there(folder, bare_python)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.splitlines()[0] == "1 of 2 tasks were done before"
+    assert work.results(folder)["fast"].value == {"half": ["half"]}
+
+
 def test_a_backend_builds_its_file_there(tmp_path, inputs, bare_python):
     work.write(tmp_path / "work", [BUILD], inputs)
     (tmp_path / "work/deploy/backends/toy.py").write_text(TOY)

@@ -126,6 +126,8 @@ def test_the_slots_are_those_of_the_work(shop) -> None:
         shop.load(CONFIG.replace("target: shop}", "target: shop, needs: {flour: flour}}", 1))
     shop.pipeline("stages", "deliver")
     assert "  target  another machine can do it, of breads" in shop.out
+    shop.pipeline("stages")
+    assert '  python: str = "python3"' in shop.out
 
 
 def test_the_target_is_part_of_the_key_and_where_it_lies_is_not(shop) -> None:
@@ -146,14 +148,14 @@ def test_the_target_is_part_of_the_key_and_where_it_lies_is_not(shop) -> None:
 
 def test_plan_knows_the_machine_once_it_has_told(shop) -> None:
     shop.pipeline("plan", "c.yaml")
-    assert "on shop, which machine that is is decided on the target" in shop.out
+    assert "on shop (its device: decided on the target)" in shop.out
     shop.pipeline("run", "c.yaml")
     for folder in folders(shop):
         count(folder)
     shop.pipeline("run", "c.yaml")
     shop.pipeline("plan", "c.yaml", "--set", "stages.again.tip=4")
     (line,) = (line for line in shop.out.splitlines() if line.startswith("again"))
-    assert "on shop, Oven 7" in line
+    assert "on shop (Oven 7)" in line
 
 
 def test_results_of_another_machine_are_refused(shop) -> None:

@@ -357,6 +357,16 @@ def test_results_of_another_file_are_refused(tmp_path, digits, onnx, there):
         validate.take(config[validate], tmp_path, tmp_path / "work", "box", data=digits, models=[other])
 
 
+def test_the_runtime_of_a_target_need_not_be_here(tmp_path, digits, onnx):
+    """A config whose engine belongs to another machine trains and packs on one without its runtime."""
+    engine = onnx.model_copy(update={"backend": "abacus"}).placed(onnx.directory, name="engine", key="engine")
+    for stage in (validate, benchmark):
+        folder = tmp_path / stage.__name__
+        assert stage.work(stage.Config(), folder, data=digits, models=[engine]) == ["-m", "deploy", "work", "."]
+        (task,) = json.loads((folder / "work.json").read_text())["tasks"]
+        assert task["settings"]["backend"] == "abacus"
+
+
 def test_a_target_with_no_model_to_measure_is_a_mistake(tmp_path, digits):
     with pytest.raises(UserError, match="no exported model is wired"):
         validate.work(validate.Config(), tmp_path / "work", data=digits, models=[])
