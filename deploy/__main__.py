@@ -1,4 +1,4 @@
-"""The CLI of a released model: deploy predict | validate | benchmark | verify | inspect | convert.
+"""The CLI of a released model: deploy predict | validate | benchmark | verify | inspect | convert | work.
 
 Exit codes: 0 all is well, 1 a bug, 2 something given is wrong, 3 a verdict failed, 130 interrupted. JSON goes to
 standard output, all that is meant for people but a command's own table to standard error. A command imports only what
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,6 +195,22 @@ def convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def work(arguments: argparse.Namespace) -> int:
+    """Does the work in folders that were carried here; what is done already stays."""
+    from deploy.work import do, do_one
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the task that runs is ended too
+    try:
+        for folder in arguments.folders:
+            if arguments.task is None:
+                do(folder.absolute(), lambda line: print(line, file=sys.stderr, flush=True))
+            else:
+                do_one(folder.absolute(), arguments.task)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deploy", description="Run, check and measure a released detector.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -239,6 +256,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("directory", metavar="DIR", type=Path, help="a folder that does not exist yet")
     one.add_argument("--to", choices=("triton", "deepstream"), required=True)
     one.add_argument("--max-batch", type=int, default=8, help="largest batch of the server (default: %(default)s)")
+    one = commands.add_parser("work", help=work.__doc__, description=work.__doc__)
+    one.set_defaults(command=work)
+    one.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="a folder with work.json")
+    one.add_argument("--task", help=argparse.SUPPRESS)  # this one alone, in this process
     return parser
 
 

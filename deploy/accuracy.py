@@ -115,10 +115,24 @@ def evaluate_predictor(
 ) -> tuple[Accuracy, list[Result]]:
     """The accuracy of a predictor on a COCO dataset, and the results it was computed from.
 
-    Uses the contract's evaluation threshold, not the deployment one. `progress` is told images done and images in all.
-    Raises DeployError when images are missing or the classes are not those of the annotations.
+    `progress` is told images done and images in all. Raises DeployError when `detect_all` does, or there is no evaluator.
     """
     _modules(evaluator)  # before the work, not after it
+    results = detect_all(predictor, images, annotations, batch_size, progress)
+    return evaluate(results, annotations, evaluator), results
+
+
+def detect_all(
+    predictor: Predictor,
+    images: Path,
+    annotations: Path,
+    batch_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Result]:
+    """What a predictor finds in all images of a COCO dataset, down to the contract's evaluation threshold.
+
+    Raises DeployError when images are missing or the classes are not those of the annotations.
+    """
     dataset = _read(Path(annotations))
     contract = predictor.contract
     problems = []
@@ -135,7 +149,7 @@ def evaluate_predictor(
         results += coco_results(image_id, detections, contract.category_ids)
         if progress:
             progress(done, len(files))
-    return evaluate(results, annotations, evaluator), results
+    return results
 
 
 def crosscheck(results: Sequence[Result], annotations: Path, tolerance: float = 1e-6) -> Accuracy:

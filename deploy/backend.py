@@ -83,11 +83,8 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(deploy.backends.__path__))
 
 
-def open_backend(file: Path, name: str = "onnxruntime", **settings: Any) -> Backend:
-    """Opens an exported file on the backend of that name.
-
-    Raises DeployError for an unknown name, setting or a file it cannot open.
-    """
+def backend_class(name: str) -> type[Backend]:
+    """The class in a file of `deploy/backends/`. Raises DeployError for an unknown name."""
     if name not in names():
         raise DeployError(f"backend: there is no {name!r}; choose one of {', '.join(names())}")
     module = importlib.import_module(f"deploy.backends.{name}")
@@ -98,8 +95,17 @@ def open_backend(file: Path, name: str = "onnxruntime", **settings: Any) -> Back
     ]
     if len(found) != 1:
         raise DeployError(f"backend {name}: one Backend class is wanted in its file, found {len(found)}")
-    known = [one for one in inspect.signature(found[0]).parameters if one != "file"]
+    return found[0]
+
+
+def open_backend(file: Path, name: str = "onnxruntime", **settings: Any) -> Backend:
+    """Opens an exported file on the backend of that name.
+
+    Raises DeployError for an unknown name, setting or a file it cannot open.
+    """
+    found = backend_class(name)
+    known = [one for one in inspect.signature(found).parameters if one != "file"]
     if unknown := sorted(set(settings) - set(known)):
         raise DeployError(f"backend {name}: unknown setting {', '.join(unknown)}; it knows {', '.join(known)}")
-    make: Callable[..., Backend] = found[0]
+    make: Callable[..., Backend] = found
     return make(Path(file), **settings)

@@ -1,7 +1,7 @@
 """The command `pipeline`: how it starts and how it ends. The commands themselves are in `commands.py`.
 
-Exit codes: 0 done, 1 a bug (with its traceback), 2 a wrong config or wrong data, 3 a failed gate or proof, 130
-interrupted.
+Exit codes: 0 done, 1 a bug (with its traceback), 2 a wrong config or wrong data, 3 a failed gate or proof, 4 work waits
+to be carried to another machine, 130 interrupted.
 """
 
 import errno

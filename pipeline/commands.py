@@ -12,7 +12,7 @@ import click
 
 from pipeline import log
 from pipeline.digest import Digests
-from pipeline.errors import ConfigError, Interrupted, UserError
+from pipeline.errors import ConfigError, Interrupted, UserError, Waiting
 from pipeline.plan import Memory, Plan, Step, complete, read
 from pipeline.store import Store
 
@@ -114,14 +114,17 @@ def run(
         process = of_process(_code(package)) if graph else {}
         options = [f"--store={root}", f"--package={package}", *(f"--set={setting}" for setting in overrides)]
         beside = Beside(graph.jobs if graph else 1, lambda step: _making(config, step, options, step.name in again))
-        outcome = Runner(place.store, graph.by_name if graph else {}, process, again, keep, beside).run(steps)
+        nodes, targets = (graph.by_name, graph.targets) if graph else ({}, {})
+        outcome = Runner(place.store, nodes, process, again, keep, beside, targets).run(steps)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; what is finished stays, the same command continues") from None
     for line in outcome_lines(outcome, place.store):
         click.echo(line)
     for failure in outcome.failures:
         click.echo(f"failed: {failure}", err=True)
-    return 3 if outcome.failures else 0
+    for name, what in outcome.waiting.items():
+        click.echo(f"{name}: {what}", err=True)
+    return 3 if outcome.failures else Waiting.exit_code if outcome.waiting else 0
 
 
 def _making(config: Path, step: Step, options: list[str], force: bool) -> list[str]:
@@ -208,13 +211,15 @@ def show(config: Path, stage: str | None, overrides: tuple[str, ...], root: Path
 @click.argument("names", nargs=-1, metavar="[STAGE]...")
 @_package
 def stages(names: tuple[str, ...], package: str) -> None:
-    """List the stages there are, with every setting, its default and its meaning."""
+    """List the stages there are, and the machines of `targets`, with every setting, its default and its meaning."""
     from pipeline import lookup
-    from pipeline.settings import stage_lines
+    from pipeline.settings import stage_lines, target_lines
 
     for name in names or lookup.names(package):
         for line in stage_lines(package, name):
             click.echo(line)
+    for line in target_lines() if not names else ():
+        click.echo(line)
 
 
 @pipeline.command()

@@ -38,6 +38,12 @@ class VerdictError(PipelineError):
     exit_code = 3
 
 
+class Waiting(PipelineError):
+    """Work for another machine is not done yet (exit code 4); the same command goes on when it is."""
+
+    exit_code = 4
+
+
 class Interrupted(PipelineError):
     """Ctrl-C or SIGTERM (exit code 130); what a stage has saved stays and the same command continues."""
 

@@ -6,7 +6,7 @@ Nothing heavy runs here, but the stage modules are imported: their `Config` and 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from pipeline.errors import ConfigError, UserError, did_you_mean
 from pipeline.matrix import Axes
 from pipeline.plan import read
 from pipeline.stage import NodeView, Stage, find
+from pipeline.target import Target
 from pipeline.wiring import Entry, order, wire
 
 _Row = tuple[Axes, BaseConfig, dict[str, Any]]  # of a fan-out: axes, settings, what fills each slot so far
 _Choices = list[tuple[Axes, "Node"]]  # the nodes that one reference may mean, with their free axes
 
 _RESERVED = ("uses", "needs", "matrix", "target")
-_LATER = "comes with running work on other machines and is not there yet; leave it out"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,8 @@ class Node(NodeView):
     axes: Axes
     stage: Stage
     inputs: Mapping[str, "Node | tuple[Node, ...] | None"]
+    target: str = ""
+    """The name of the machine that does it; empty for this one."""
 
     def feeding(self, slot: str) -> tuple["Node", ...]:
         """Return the nodes of a slot, none, one or many; none where there is no such slot."""
@@ -45,10 +47,11 @@ class Node(NodeView):
 
 @dataclass(frozen=True)
 class Graph:
-    """The nodes of a config, each after those that feed it, and how many of them may run at once."""
+    """The nodes of a config, each after those that feed it, how many may run at once, and the other machines."""
 
     nodes: tuple[Node, ...]
     jobs: int = 1
+    targets: Mapping[str, Target] = field(default_factory=dict)
 
     @property
     def by_name(self) -> dict[str, Node]:
@@ -70,9 +73,11 @@ def load(config: Path | str, overrides: Sequence[str] = (), package: str = "stag
     if not _has_stages(values):
         raise ConfigError([*problems, "--set stages: leaves no stages by name; set one, as stages.NAME={uses: FILE}"])
     problems += _problems_beside_stages(values)
+    targets, wrong = _targets(values.get("targets"))
+    problems += wrong
     entries = {}
     for name, given in values["stages"].items():
-        entry, wrong = _entry(str(name), given, package)
+        entry, wrong = _entry(str(name), given, package, targets)
         entries[entry.name] = entry
         problems += wrong
     problems += wire(entries)
@@ -83,32 +88,51 @@ def load(config: Path | str, overrides: Sequence[str] = (), package: str = "stag
         problems += _checked(node)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return Graph(tuple(nodes), values.get("jobs", 1))
+    return Graph(tuple(nodes), values.get("jobs", 1), {name: one for name, one in targets.items() if one})
 
 
 def _problems_beside_stages(values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the top keys of a config other than `stages`."""
     unknown = [key for key in values if key not in ("stages", "jobs", "targets")]
-    problems = [f"{key}: unknown key{did_you_mean(str(key), ['stages', 'jobs'])}" for key in unknown]
-    if "targets" in values:
-        problems.append(f"targets: {_LATER}")
+    problems = [f"{key}: unknown key{did_you_mean(str(key), ['stages', 'jobs', 'targets'])}" for key in unknown]
     jobs = values.get("jobs", 1)
     if type(jobs) is not int or jobs < 1:
         problems.append(f"jobs: how many stages may train at once, was {jobs!r}; give a whole number from 1")
     return problems
 
 
+def _targets(given: object) -> tuple[dict[str, Target | None], list[str]]:
+    """Return the other machines by name, None for one whose settings are wrong, and the problems."""
+    if given is None:
+        return {}, []
+    if not isinstance(given, dict):
+        return {}, ["targets: give the machines by name, as {orin: {ssh: user@host}}, or {orin: {}} without ssh"]
+    found: dict[str, Target | None] = {}
+    problems = []
+    for name, settings in given.items():
+        where = f"targets.{name}"
+        found[str(name)] = None
+        if set(str(name)) & set("/ ") or str(name).startswith("."):
+            problems.append(f"{where}: a target's name may have no space and no slash, nor begin with a dot")
+            continue
+        try:
+            found[str(name)] = Target.model_validate({} if settings is None else settings)
+        except ValidationError as error:
+            problems += settings_of.problems(error, where, settings)
+    return found, problems
+
+
 def _has_stages(values: Any) -> bool:
     return isinstance(values, dict) and isinstance(values.get("stages"), dict) and bool(values["stages"])
 
 
-def _entry(name: str, given: object, package: str) -> tuple[Entry, list[str]]:
+def _entry(name: str, given: object, package: str, targets: Mapping[str, object]) -> tuple[Entry, list[str]]:
     """Return one stage of the config, its settings validated for each combination, and its problems."""
     where = f"stages.{name}"
     if given is not None and not isinstance(given, dict):
         return Entry(name, None), [f"{where}: give its settings as 'setting: value' lines"]
     given = given or {}
-    problems = [f"{where}.target: {_LATER}"] if "target" in given else []
+    problems = []
     if set(name) & set("[]=,/. ") or not name:
         problems.append(f"{where}: a stage's name may have no space and none of []=,/.")
     settings = {str(key): value for key, value in given.items() if key not in _RESERVED}
@@ -120,7 +144,11 @@ def _entry(name: str, given: object, package: str) -> tuple[Entry, list[str]]:
         return Entry(name, None), [*problems, f"{where}: {error}"]
     if stage is None:
         return Entry(name, None), [*problems, f"{where}.uses: give the name of a stage's file, was {uses!r}"]
-    entry = Entry(name, stage, given.get("needs"), settings)
+    target = given.get("target")
+    if target is not None:
+        stage, unmovable = _moved(stage, target, targets)
+        problems += [f"{where}.target: {problem}" for problem in unmovable]
+    entry = Entry(name, stage, given.get("needs"), settings, target="" if target is None else str(target))
     wrong = []
     if "matrix" in given:
         wrong = matrix.problems(given["matrix"], settings, stage.config.model_fields)
@@ -131,6 +159,17 @@ def _entry(name: str, given: object, package: str) -> tuple[Entry, list[str]]:
         entry.configs.append((values, config))
         problems += invalid
     return entry, problems
+
+
+def _moved(stage: Stage, target: object, targets: Mapping[str, object]) -> tuple[Stage, list[str]]:
+    """Return the stage as a target does it, or as it was, and the problems."""
+    if target not in targets:
+        mend = did_you_mean(str(target), targets) or "; describe it below 'targets:', as {orin: {ssh: user@host}}"
+        return stage, [f"no target {target!r}{mend}"]
+    try:
+        return stage.elsewhere(), []
+    except UserError as error:
+        return stage, [str(error)]
 
 
 def _validated(where: str, stage: Stage, settings: dict[str, Any], axes: Axes) -> tuple[BaseConfig | None, list[str]]:
@@ -197,7 +236,7 @@ def _fan_out(entry: Entry, stage: Stage, feeding: Mapping[str, list[_Choices]]) 
     nodes = []
     for axes, config, inputs in rows:
         label = matrix.label(entry.name, axes)
-        nodes.append(Node(label, stage.name, config, stage.produces, entry.name, axes, stage, inputs))
+        nodes.append(Node(label, stage.name, config, stage.produces, entry.name, axes, stage, inputs, entry.target))
     return nodes, []
 
 

@@ -30,6 +30,8 @@ def plan_lines(steps: Sequence[Step], store: Store) -> Iterator[str]:
         else:
             state, note = "run", f"took {duration(took)} last time" if took is not None else ""
             seconds += took or 0.0
+            if step.target:
+                note = "; ".join([_there(step.target, store), *([note] if note else [])])
             known = all(name in contents for name in step.feeding)
             if known and adoptable(step, made_from(step, contents), store):
                 note += f"; only its code changed: --keep-older-code {step.entry} keeps the older result"
@@ -47,6 +49,13 @@ def _last(step: Step, store: Store) -> Finished | None:
     """Return the newest artifact of the same node, or else of the same stage file."""
     made = store.of_kind(step.uses)
     return next((other for other in made if other.provenance.get("node") == step.name), next(iter(made), None))
+
+
+def _there(target: str, store: Store) -> str:
+    """Return where a step is done, and which machine that is, as far as it is known before results came back."""
+    file = store.target(target)
+    name = json.loads(file.read_text())["device"].get("name") if file.is_file() else None
+    return f"on {target} ({name or 'its device: decided on the target'})"
 
 
 def _took(finished: Finished | None) -> float | None:
@@ -107,8 +116,8 @@ def outcome_lines(outcome: Outcome, store: Store) -> Iterator[str]:
         yield ""
     rows = [(str(_shown(store.latest(name))), made.directory.name) for name, made in outcome.finished.items()]
     yield from columns(rows)
-    for name in outcome.left_out:
-        yield f"{name}: not made, because a gate before it failed"
+    for name, reason in outcome.left_out.items():
+        yield f"{name}: not made, because {reason}"
 
 
 def _shown(path: Path) -> Path:

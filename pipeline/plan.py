@@ -58,6 +58,7 @@ class Step:
     settings: Mapping[str, Any]  # resolved, as given: for people
     inputs: Mapping[str, list[str]]  # node names by slot
     defaults: list[str]  # dotted names of the settings that stand at their defaults
+    target: str = ""  # the machine that does it; empty for this one
 
     @property
     def feeding(self) -> list[str]:
@@ -133,7 +134,7 @@ def make(graph: "Graph", digests: Digests, package: str) -> Plan:
             "settings": _canonical(node.config, digests, files, folders),
             "inputs": {slot: _input_keys(node, slot, keys) for slot in node.inputs},
             "code": fingerprints.of(modules, node.stage.code),
-            "identity": node.stage.identity(node.config),
+            "identity": {"target": node.target} if node.target else node.stage.identity(node.config),
         }
         keys[node.name] = key = digest.of_values(parts)
         settings = node.config.model_dump(mode="json")
@@ -149,6 +150,7 @@ def make(graph: "Graph", digests: Digests, package: str) -> Plan:
                 settings,
                 inputs,
                 list(at_default(node.config)),
+                node.target,
             )
         )
         # A user's own file lies where no remembered plan would look: it is one more outside file.

@@ -1,6 +1,7 @@
 """Runner: makes the nodes of a plan that are not done yet, in order; some side by side, if the config says so.
 
 for each step: done? -> next | wait for whoever makes it | adopt what older code made | run the stage, publish
+                                                                                      | have it done elsewhere, publish
 """
 
 import errno
@@ -18,23 +19,27 @@ from typing import TYPE_CHECKING, Any
 from pipeline import log
 from pipeline.adoption import MadeFrom, adoptable, refusal
 from pipeline.beside import Beside
-from pipeline.errors import PipelineError, UserError
+from pipeline.errors import PipelineError, UserError, Waiting
 from pipeline.plan import Step, done
 from pipeline.store import Finished, Store
 
 if TYPE_CHECKING:
     from pipeline.artifact import Artifact
     from pipeline.graph import Node
+    from pipeline.target import Target
 
 _logger = logging.getLogger("pipeline.runner")
+_WAITS = "it waits for work on another machine"
 
 
 @dataclass
 class Outcome:
-    """What a run came to: the artifacts by node, in order, and the nodes left out because a gate before them failed."""
+    """What a run came to, by node: the artifacts in order, what waits for another machine and what is to be done about
+    it, and the nodes left out behind one of these or behind a failed gate, with the reason."""
 
     finished: dict[str, Finished] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
+    waiting: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def failures(self) -> list[str]:
@@ -47,7 +52,8 @@ class Runner:
     """Runs plans against a store.
 
     `force` and `keep_older_code` are node names; `process` is what provenance says of this process. `nodes` may lack
-    what is done already. With `beside`, stages that may run side by side are made by its processes.
+    what is done already. With `beside`, stages that may run side by side are made by its processes. `targets` are the
+    other machines that nodes name.
     """
 
     store: Store
@@ -56,6 +62,7 @@ class Runner:
     force: frozenset[str] = frozenset()
     keep_older_code: frozenset[str] = frozenset()
     beside: Beside | None = None
+    targets: Mapping[str, "Target"] = field(default_factory=dict)
 
     def run(self, steps: Sequence[Step]) -> Outcome:
         """Make what is not done. Raises what a stage raises, with the node's name noted on it; what is done stays."""
@@ -86,7 +93,8 @@ class Runner:
 
     @staticmethod
     def _ready(step: Step, outcome: Outcome) -> bool:
-        return all(name in outcome.finished or name in outcome.left_out for name in step.feeding)
+        settled = {*outcome.finished, *outcome.waiting, *outcome.left_out}
+        return all(name in settled for name in step.feeding)
 
     def _waits(self, step: Step) -> bool:
         """Whether a step that is ready has to wait for processes that run."""
@@ -94,10 +102,11 @@ class Runner:
         return self._busy and not (self._helped(step) and self.beside is not None and self.beside.free)
 
     def _advance(self, step: Step, outcome: Outcome) -> None:
-        """Leave a step out, find it done, make it, or start the process that makes it."""
-        blocked = [name for name in step.feeding if name in outcome.left_out or outcome.finished[name].failures]
+        """Leave a step out, find it done, make it, start the process that makes it, or note that it waits."""
+        blocked = [name for name in step.feeding if name not in outcome.finished or outcome.finished[name].failures]
         if blocked:
-            outcome.left_out.append(step.name)
+            waits = all(name in outcome.waiting or outcome.left_out.get(name) == _WAITS for name in blocked)
+            outcome.left_out[step.name] = _WAITS if waits else "a gate before it failed"
             _logger.info("%s: left out, because of %s", step.name, ", ".join(blocked))
             return
         finished = None if step.name in self.force else done(step, self.store, _contents(outcome))
@@ -107,7 +116,11 @@ class Runner:
             self.beside.start(step)
             return
         else:
-            finished = self._obtain(step, outcome)
+            try:
+                finished = self._obtain(step, outcome)
+            except Waiting as waiting:  # what does not hang on it goes on: one way to the machine, not several
+                outcome.waiting[step.name] = str(waiting)
+                return
         self._finish(step, finished, outcome)
 
     def _finish(self, step: Step, finished: Finished, outcome: Outcome) -> None:
@@ -181,14 +194,18 @@ class Runner:
     def _make(self, step: Step, made_from: MadeFrom, outcome: Outcome) -> Finished:
         """Run the stage in its partial directory and publish what it returns; hold the lock."""
         node = self.nodes[step.name]
-        fresh, forced = not node.stage.resumes, step.name in self.force
+        fresh, forced = bool(step.target) or not node.stage.resumes, step.name in self.force
         partial = self.store.begin(step.uses, step.key, fresh=fresh, inputs=made_from, forced=forced)
         resumed = any(partial.iterdir())
         started, clock = datetime.now(timezone.utc), time.monotonic()
         with log.to_file(partial / "run.log"):
             _logger.info("%s: %s %s", step.name, "going on with" if resumed else "running", step.uses)
             try:
-                result = node.stage.run(node.config, partial, self._inputs(step, outcome))
+                result, there = self._result(step, node, partial, outcome)
+            except Waiting as waiting:
+                waiting.node = step.name
+                _logger.info("%s: %s", step.name, waiting, extra=log.FILE_ONLY)
+                raise
             except PipelineError as error:
                 error.node = step.name
                 _logger.error("%s: %s", step.name, error, extra=log.FILE_ONLY)
@@ -205,10 +222,23 @@ class Runner:
             "seconds": round(seconds, 3),
             "resumed": resumed,
             **self.process,
+            **({"target": {"name": step.target, "device": there}} if there is not None else {}),
         }
         record = result.model_dump_json(indent=1).encode() + b"\n"
         incidental, scratch = node.stage.produces.incidental, node.stage.scratch
         return self.store.publish(step.uses, step.key, record, provenance, incidental, scratch=scratch)
+
+    def _result(
+        self, step: Step, node: "Node", partial: Path, outcome: Outcome
+    ) -> tuple["Artifact", dict[str, Any] | None]:
+        """Run a node's stage here, or have it done on its target; then also what that machine says it is."""
+        inputs = self._inputs(step, outcome)
+        if not step.target:
+            return node.stage.run(node.config, partial, inputs), None
+        from pipeline.target import Place
+
+        place = Place(step.target, self.targets[step.target], self.store)
+        return place.do(node, partial, self.store.work(step.uses, step.key), inputs)
 
     def _inputs(self, step: Step, outcome: Outcome) -> dict[str, Any]:
         """Return the artifacts for the stage's slots, placed and named."""

@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from pipeline import lookup
 from pipeline.config import BaseConfig, Choice
 from pipeline.stage import find
+from pipeline.target import Target
 
 _WIDTH = 118
 
@@ -26,8 +27,16 @@ def stage_lines(package: str, name: str) -> Iterator[str]:
     for slot in stage.slots.values():
         yield f"  takes  {slot.name}: {slot}"
     yield f"  gives  {stage.produces.__name__}"
+    if stage.portable:
+        yield f"  target  another machine can do it, of {', '.join(stage.elsewhere().slots) or 'nothing'}"
     yield from _settings(stage.config, "  ")
     yield ""
+
+
+def target_lines() -> Iterator[str]:
+    """Yield the settings of a machine below `targets:`."""
+    yield "targets: The other machines, by the names that the `target` of a stage may have."
+    yield from _settings(Target, "  ")
 
 
 def _settings(config: type[BaseConfig], indent: str) -> Iterator[str]:

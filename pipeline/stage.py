@@ -11,13 +11,23 @@ machine the result depends on, `RESUMES = True`, if a killed run is to find its 
 `SCRATCH = ("last.ckpt",)`, files that only a killed run needs and no artifact keeps, `SIDE_BY_SIDE = True`, if it may
 run beside others with a share of the cores, and `CODE = ("deploy.backends.onnxruntime",)`, modules whose code counts as
 its own though it imports them by computed names.
+
+A stage that another machine can do (`target:` in a config) also has
+
+    def work(config: Config, folder: Path, *, data: Dataset) -> list[str]: ...
+    def take(config: Config, directory: Path, folder: Path, target: str, *, data: Dataset) -> tuple[Bundle, dict]: ...
+
+`work` leaves in `folder` all that must be carried there, the same again when it is called again, and returns the
+arguments of the Python that does it in that folder and leaves what it makes in `results/`. `take` returns the artifact
+made of these, and what the machine says it is, with its `name`; it raises Waiting while results lack. `target` is the
+name that the config gives the machine. The keyword parameters of `work` are the slots then.
 """
 
 import inspect
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -87,6 +97,30 @@ class Stage:
         """The first line of the module's docstring."""
         return (inspect.getdoc(self.module) or "").partition("\n")[0]
 
+    @property
+    def portable(self) -> bool:
+        """Whether another machine can do it."""
+        return all(inspect.isfunction(getattr(self.module, name, None)) for name in ("work", "take"))
+
+    def elsewhere(self) -> "Stage":
+        """Return the stage as another machine does it. Raises UserError when none can."""
+        if not self.portable:
+            raise UserError(f"{self.name} can only be done here; leave it out")
+        return replace(self, slots=_slots(self.module.work, self.module), side_by_side=False)
+
+    def work(self, config: BaseConfig, folder: Path, inputs: Mapping[str, Any]) -> list[str]:
+        """Call the module's `work`: what is to be done elsewhere is in the folder then, and the command returned."""
+        return list(self.module.work(config, folder, **inputs))
+
+    def take(
+        self, config: BaseConfig, directory: Path, folder: Path, target: str, inputs: Mapping[str, Any]
+    ) -> tuple[Artifact, dict[str, Any]]:
+        """Call the module's `take`. Raises TypeError when it does not return what `run` says it does."""
+        result, device = self.module.take(config, directory, folder, target, **inputs)
+        if not isinstance(result, self.produces):
+            raise TypeError(f"{self.name}.take returned {result!r}, not a {self.produces.__name__}")
+        return result, dict(device)
+
     def run(self, config: BaseConfig, directory: Path, inputs: Mapping[str, Any]) -> Artifact:
         """Call the module's `run`. Raises TypeError when it does not return what it says it does."""
         result = self.module.run(config, directory, **inputs)
@@ -119,16 +153,19 @@ def _read(name: str, module: ModuleType) -> Stage:
     config, run = getattr(module, "Config", None), getattr(module, "run", None)
     if not (isinstance(config, type) and issubclass(config, BaseConfig)) or not inspect.isfunction(run):
         raise UserError(f"{module.__file__}: a stage is a `class Config(BaseConfig)` and a function `run`")
-    hints = get_type_hints(run)
-    produces = hints.get("return")
+    produces = get_type_hints(run).get("return")
     if not (isinstance(produces, type) and issubclass(produces, Artifact)):
         raise UserError(f"{module.__file__}: run must say which Artifact it returns, says {produces!r}")
-    parameters = inspect.signature(run).parameters.values()
-    slots = {p.name: _slot(p.name, hints.get(p.name), module) for p in parameters if p.kind is p.KEYWORD_ONLY}
     resumes, code = getattr(module, "RESUMES", False), getattr(module, "CODE", ())
     scratch = getattr(module, "SCRATCH", ())
     beside = getattr(module, "SIDE_BY_SIDE", False)
-    return Stage(name, module, config, slots, produces, resumes, tuple(code), tuple(scratch), beside)
+    return Stage(name, module, config, _slots(run, module), produces, resumes, tuple(code), tuple(scratch), beside)
+
+
+def _slots(function: Callable[..., Any], module: ModuleType) -> dict[str, Slot]:
+    hints = get_type_hints(function)
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: _slot(p.name, hints.get(p.name), module) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def _slot(name: str, hint: Any, module: ModuleType) -> Slot:

@@ -2,6 +2,8 @@
 
     runs/<uses>-<key>/          an artifact: its files, run.log, provenance.json, files.json, artifact.json
     runs/.partial/<uses>-<key>/ one that is being made, or whose making was cut short
+    runs/work/<uses>-<key>/     what another machine is to do for one that is being made
+    runs/targets/NAME.json      which machine a target is, from its first results on
     runs/.locks/                one flock a key: the kernel frees what a dead process held
     runs/latest/NODE            a link to the artifact of each node of the last run
 
@@ -61,6 +63,14 @@ class Store:
         """Return where it is being made."""
         return self.root / ".partial" / f"{uses}-{key[:16]}"
 
+    def work(self, uses: str, key: str) -> Path:
+        """Return the folder of what another machine is to do for it; it lasts until the artifact is published."""
+        return self.root / "work" / f"{uses}-{key[:16]}"
+
+    def target(self, name: str) -> Path:
+        """Return the file that remembers which machine a target is."""
+        return self.root / "targets" / f"{name}.json"
+
     def _forced(self, uses: str, key: str) -> Path:
         """Return the file whose presence says that the partial directory was begun to replace a finished artifact."""
         partial = self.partial(uses, key)
@@ -107,8 +117,9 @@ class Store:
         return [_read(path) for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)]
 
     def directories(self) -> list[Path]:
-        """Return the directories of all artifacts and of all that are partial."""
+        """Return the directories of all artifacts, of all that are partial and of work for other machines."""
         found = [path for path in self.root.glob("*") if _NAME.fullmatch(path.name)]
+        found += [path for path in self.root.glob("work/*") if _NAME.fullmatch(path.name)]
         found += [path for path in self.root.glob(".partial/*") if _NAME.fullmatch(path.name.partition(".")[0])]
         return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
@@ -138,8 +149,8 @@ class Store:
     def begin(self, uses: str, key: str, *, fresh: bool, inputs: object, forced: bool = False) -> Path:
         """Return the partial directory of a key, emptied if `fresh` or if it was begun with other inputs.
 
-        If `forced` it is also emptied unless it was begun so: making again begins at the beginning, once. `inputs` are
-        JSON values; hold the lock.
+        If `forced` it is also emptied unless it was begun so: making again begins at the beginning, once. Work for
+        another machine is kept, or not, by the same rule but for `fresh`. `inputs` are JSON values; hold the lock.
         """
         partial, mark = self.partial(uses, key), self._forced(uses, key)
         note = partial.with_name(f"{partial.name}.inputs.json")
@@ -148,7 +159,10 @@ class Store:
         complete = _complete(partial)
         if complete.exists() and not partial.exists():  # killed in the midst of publishing
             complete.rename(partial)
-        if fresh or begun_with != given or (forced and not mark.exists()):
+        anew = begun_with != given or (forced and not mark.exists())
+        if anew:
+            shutil.rmtree(self.work(uses, key), ignore_errors=True)
+        if fresh or anew:
             mark.unlink(missing_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
@@ -198,6 +212,7 @@ class Store:
         _rename_over(complete, directory)
         _fsync(self.root)
         partial.with_name(f"{partial.name}.inputs.json").unlink(missing_ok=True)
+        shutil.rmtree(self.work(uses, key), ignore_errors=True)
         return _read(directory)
 
     def latest(self, node: str) -> Path:

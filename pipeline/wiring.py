@@ -26,6 +26,7 @@ class Entry:
     settings: Mapping[str, Any] = field(default_factory=dict)
     configs: list[tuple[Axes, BaseConfig | None]] = field(default_factory=list)
     edges: dict[str, list[Reference]] = field(default_factory=dict)
+    target: str = ""
 
     @property
     def feeding(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""Latency of the exported files, measured by the runtime that ships, in a process of its own without torch."""
+"""Latency of the exported files, measured by the runtime that ships in a process without torch, here or on a target."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from deploy.machine import machine
+from deploy.work import Task
 from pipeline.config import BaseConfig
 from pipeline.errors import PipelineError
 from pipeline.log import logger
@@ -20,13 +21,16 @@ from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel
 from stages.artifacts.reports import LatencyReport, LatencyRow
 from stages.data.coco import CocoSplit
+from stages.evaluation.there import image_files, model_files, model_settings, sent, taken
 
+# Run in a process of their own, here or there.
 CODE = (
     "deploy.__main__",
     "deploy.arrivals",
     "deploy.latency",
+    "deploy.tasks.benchmark",
     "deploy.backends.onnxruntime",
-)  # run in a process of their own
+)
 
 
 class Config(BaseConfig):
@@ -63,11 +67,47 @@ def run(config: Config, directory: Path, *, data: Dataset, models: list[Exported
     for model in models:
         for batch, threads in product(sweep(config.batch), sweep(config.threads)):
             found = measured(model.path(model.file), split.files[: config.images], config, batch, threads)
-            calls = directory / f"{model.name or model.key}-{len(rows)}.json"
-            calls.write_text(json.dumps(found["calls"]))
-            rows.append(row_of(model, found, calls.name))
-            told(rows[-1])
+            rows.append(row_of(model, found, directory, len(rows)))
     return LatencyReport(rows=tuple(rows))
+
+
+def work(config: Config, folder: Path, *, data: Dataset, models: list[ExportedModel]) -> list[str]:
+    """One task a model, batch and number of threads."""
+    images = image_files(data, config.images)
+    settings = {"images": [f"inputs/{name}" for name in images], "rate": config.rate}
+    tasks = [
+        Task(
+            name,
+            "benchmark",
+            {
+                **model_settings(model, threads=threads),
+                **settings,
+                "measure": {"iterations": config.iterations, "batch": batch},
+            },
+        )
+        for name, (model, batch, threads) in combinations(config, models).items()
+    ]
+    return sent(folder, tasks, {name: file for model in models for name, file in model_files(model).items()} | images)
+
+
+def take(
+    config: Config, directory: Path, folder: Path, target: str, *, data: Dataset, models: list[ExportedModel]
+) -> tuple[LatencyReport, dict[str, Any]]:
+    """The same rows, of the machine that measured them."""
+    results, device = taken(folder)
+    rows: list[LatencyRow] = []
+    for name, (model, _, _) in combinations(config, models).items():
+        found = {**results[name].value, "machine": results[name].device}
+        rows.append(row_of(model, found, directory, len(rows), target))
+    return LatencyReport(rows=tuple(rows)), device
+
+
+def combinations(
+    config: Config, models: Sequence[ExportedModel]
+) -> dict[str, tuple[ExportedModel, int | None, int | None]]:
+    """Model, batch and threads of every measurement, by the name of its task."""
+    every = list(product(models, sweep(config.batch), sweep(config.threads)))
+    return {f"{model.name}-{number}": (model, batch, threads) for number, (model, batch, threads) in enumerate(every)}
 
 
 def sweep(value: int | list[int] | None) -> Sequence[int | None]:
@@ -75,10 +115,12 @@ def sweep(value: int | list[int] | None) -> Sequence[int | None]:
     return value if isinstance(value, list) else [value]
 
 
-def row_of(model: ExportedModel, found: dict[str, Any], calls: str) -> LatencyRow:
-    """What `deploy benchmark` found, as a row."""
+def row_of(model: ExportedModel, found: dict[str, Any], directory: Path, number: int, target: str = "") -> LatencyRow:
+    """What `deploy.latency` found of a model, as a row, which is told to the log; its calls are written beside."""
     peak = found["peak_rss_bytes"]
-    return LatencyRow(
+    calls = directory / f"{model.name or model.key}-{number}.json"
+    calls.write_text(json.dumps(found["calls"]))
+    row = LatencyRow(
         name=model.name,
         kind="exported",
         key=model.key,
@@ -88,6 +130,7 @@ def row_of(model: ExportedModel, found: dict[str, Any], calls: str) -> LatencyRo
         parameters=model.parameters,
         bytes=model.bytes,
         machine=found["machine"],
+        target=target,
         runtime=found["backend"],
         steps=found["steps"],
         threads=found["backend"]["threads"],
@@ -98,8 +141,10 @@ def row_of(model: ExportedModel, found: dict[str, Any], calls: str) -> LatencyRo
         reliable=found["reliable"],
         evidence={**found["evidence"], "reasons": found["reasons"]},
         at_rate=found["at_rate"],
-        calls=calls,
+        calls=calls.name,
     )
+    told(row)
+    return row
 
 
 def told(row: LatencyRow) -> None:
@@ -108,7 +153,7 @@ def told(row: LatencyRow) -> None:
     doubt = "" if row.reliable else "  UNRELIABLE: " + "; ".join(row.evidence["reasons"])
     logger.info(
         "%-28s batch %s threads %s  p50 %s ms  p99 %s ms%s",
-        row.name,
+        row.label,
         row.batch,
         row.threads,
         total["p50"],

@@ -1,4 +1,7 @@
-"""COCO AP of any detectors and exported models, by one evaluator, on the same images: what is quoted is what was run."""
+"""COCO AP of any detectors and exported models, by one evaluator, on the same images: what is quoted is what was run.
+
+On a target, exported models detect; what they found is scored here, as everything else is.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from deploy.accuracy import STATISTICS, Accuracy, crosscheck, evaluate_predictor
+from deploy.accuracy import STATISTICS, Accuracy, Result, crosscheck, evaluate, evaluate_predictor
 from deploy.contract import Contract
 from deploy.errors import DeployError
 from deploy.machine import machine
 from deploy.predictor import Predictor
+from deploy.tasks.validate import DETECTIONS
+from deploy.work import Task
 from pipeline.config import BaseConfig
 from pipeline.errors import VerdictError
 from pipeline.log import logger, progress
@@ -28,8 +33,10 @@ from stages.detection.detector import Detector
 from stages.detection.load import build_detector
 from stages.evaluation.in_memory import InMemory
 from stages.evaluation.measure import BATCH, accuracy_of, contract_for
+from stages.evaluation.there import image_files, model_files, model_settings, sent, taken
 
 CODE = ("deploy.backends.onnxruntime",)  # reached by name at run time
+_SAME = 1e-6  # two evaluators give one AP to within this
 
 
 class Config(BaseConfig):
@@ -67,17 +74,7 @@ def run(
                 backend = predictor.backend.identity()
             if config.crosscheck:
                 accuracy = _crosschecked(results, data, model.name)
-            described = {
-                "kind": "exported",
-                "source": model.source,
-                "backend": f"{backend['runtime']} {backend['version']}",
-                "runtime": backend,
-                "sha256": model.sha256,
-                "parameters": model.parameters,
-                "bytes": model.bytes,
-                "crosschecked": config.crosscheck,
-            }
-            rows.append(_row(model, described, accuracy, results, directory))
+            rows.append(_row(model, describe_exported(model, backend, config), accuracy, results, directory))
             advance(1)
     for row in rows:
         logger.info("%-28s AP %.3f  AP50 %.3f", row.name, row.statistics["ap"] or 0, row.statistics["ap50"] or 0)
@@ -88,6 +85,38 @@ def before_nms(model: ExportedModel) -> Contract:
     """The contract of an exported file as PyTorch follows it: with NMS on the host, wherever the file has it."""
     contract = Contract.from_json(json.dumps(model.contract))
     return replace(contract, nms="host", candidates=model.candidates) if contract.nms == "graph" else contract
+
+
+def work(config: Config, folder: Path, *, data: Dataset, models: list[ExportedModel]) -> list[str]:
+    """One task a model; a target has no torch, so checkpoints are not measured there."""
+    images = image_files(data)
+    settings = {"images": "inputs/images", "annotations": "inputs/annotations.json", "batch_size": BATCH}
+    tasks = [Task(model.name, "validate", {**model_settings(model), **settings}) for model in models]
+    inputs = {name: file for model in models for name, file in model_files(model).items()}
+    return sent(folder, tasks, {**inputs, **images, "annotations.json": data.annotations("val")})
+
+
+def take(
+    config: Config, directory: Path, folder: Path, target: str, *, data: Dataset, models: list[ExportedModel]
+) -> tuple[AccuracyReport, dict[str, Any]]:
+    """Score what was detected there. Raises VerdictError where an evaluator there came to another AP."""
+    results, device = taken(folder)
+    rows = []
+    for model in models:
+        came = results[model.name]
+        found: list[Result] = json.loads(came.files[DETECTIONS].read_bytes())
+        accuracy = (
+            _crosschecked(found, data, model.name) if config.crosscheck else evaluate(found, data.annotations("val"))
+        )
+        there = came.value["accuracy"]
+        if there is not None and abs((there["ap"] or 0) - (accuracy.ap or 0)) > _SAME:
+            raise VerdictError(
+                f"validate: {model.name}: AP is {there['ap']} by {there['evaluator']} {there['version']} on {target} and "
+                f"{accuracy.ap} by {accuracy.evaluator} {accuracy.version} here, of the same detections; trust neither"
+            )
+        described = describe_exported(model, came.value["backend"], config)
+        rows.append(_row(model, {**described, "machine": came.device, "target": target}, accuracy, found, directory))
+    return AccuracyReport(rows=tuple(rows)), device
 
 
 def restored(checkpoint: TrainedDetector) -> Detector:
@@ -116,6 +145,20 @@ def describe(checkpoint: TrainedDetector) -> dict[str, Any]:
     }
 
 
+def describe_exported(model: ExportedModel, backend: dict[str, Any], config: Config) -> dict[str, Any]:
+    """What a row says of an exported model beside its numbers."""
+    return {
+        "kind": "exported",
+        "source": model.source,
+        "backend": f"{backend['runtime']} {backend['version']}",
+        "runtime": backend,
+        "sha256": model.sha256,
+        "parameters": model.parameters,
+        "bytes": model.bytes,
+        "crosschecked": config.crosscheck,
+    }
+
+
 def _crosschecked(results: list[dict[str, Any]], data: Dataset, name: str) -> Accuracy:
     try:
         return crosscheck(results, data.annotations("val"))
@@ -136,11 +179,10 @@ def _row(
     return AccuracyRow(
         name=made.name,
         key=made.key,
-        machine=machine(),
         statistics={name: values[name] for name in STATISTICS},
         per_class=accuracy.per_class,
         evaluator=f"{accuracy.evaluator} {accuracy.version}",
         images=accuracy.images,
         results=file.name,
-        **described,
+        **{"machine": machine(), **described},
     )

@@ -26,8 +26,15 @@ class Row(BaseModel):
     parameters: int
     bytes: int
     machine: dict[str, Any]
+    target: str = ""
+    """Name of the other machine that it was measured on; empty for the one that ran the pipeline."""
     runtime: dict[str, Any] = {}
     """What the backend says of itself: provider or device really used, threads, precision."""
+
+    @property
+    def label(self) -> str:
+        """The name, and on which other machine, where it was on one."""
+        return f"{self.name} on {self.target}" if self.target else self.name
 
 
 class AccuracyRow(Row):

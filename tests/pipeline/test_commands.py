@@ -106,7 +106,7 @@ def test_five_mistakes_are_five_lines_in_a_second(kitchen) -> None:
         2,
         [
             "c.yaml: line 4: 'a' is given twice, first in line 2; keep one",
-            "q: unknown key; there are: stages, jobs",
+            "q: unknown key; there are: stages, jobs, targets",
             "stages.a.uses: no 'bak' in bakery; did you mean 'bake'?",
             "stages.b.uses: no 'kned' in bakery; did you mean 'knead'?",
             "stages.c.uses: no 'tast' in bakery; did you mean 'taste'?",

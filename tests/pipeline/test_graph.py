@@ -193,8 +193,26 @@ stages:
         ("", "c.yaml: must begin with 'stages:'"),
         ("stages: [a]", "c.yaml: must begin with 'stages:'"),
         ("stages: {flour: {uses: grind}}\nstage: 1", "stage: unknown key; did you mean 'stages'?"),
-        ("stages: {flour: {uses: grind}}\ntargets: {}", "targets: comes with running work on other machines"),
-        ("stages: {flour: {uses: grind, target: orin}}", "stages.flour.target: comes with running work"),
+        ("stages: {flour: {uses: grind}}\ntargets: [orin]", "targets: give the machines by name, as {orin: {ssh:"),
+        ("stages: {flour: {uses: grind}}\ntargets: {a/b: {}}", "targets.a/b: a target's name may have no space"),
+        (
+            "stages: {flour: {uses: grind}}\ntargets: {a: {shh: b}}",
+            "targets.a.shh: unknown setting; did you mean 'ssh'?",
+        ),
+        ("stages: {flour: {uses: grind}}\ntargets: {a: {ssh: -oX}}", "targets.a.ssh: String should match pattern"),
+        (
+            "stages: {flour: {uses: grind}}\ntargets: {a: {folder: ~/w}}",
+            "targets.a.folder: String should match pattern",
+        ),
+        ("stages: {flour: {uses: grind, target: orin}}", "stages.flour.target: no target 'orin'; describe it below"),
+        (
+            "stages: {flour: {uses: grind, target: orn}}\ntargets: {orin: {}}",
+            "stages.flour.target: no target 'orn'; did you mean 'orin'?",
+        ),
+        (
+            "stages: {flour: {uses: grind, target: orin}}\ntargets: {orin: }",
+            "stages.flour.target: grind can only be done here; leave it out",
+        ),
         ("stages: {flour: 3}", "stages.flour: give its settings as 'setting: value' lines"),
         ("stages: {flour: {uses: 3}}", "stages.flour.uses: give the name of a stage's file, was 3"),
         ("stages: {'a b': {uses: grind}}", "stages.a b: a stage's name may have no space"),

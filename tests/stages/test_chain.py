@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import onnx as graph
@@ -11,11 +12,13 @@ import torch
 from onnxruntime import InferenceSession
 from safetensors.torch import load_file, save_file
 
+from deploy import work
 from deploy.bundle import Bundle, verify
 from deploy.deepstream import write as write_deepstream
 from deploy.errors import DeployError
 from deploy.predictor import Predictor
-from pipeline.errors import UserError, VerdictError
+from pipeline import ssh
+from pipeline.errors import UserError, VerdictError, Waiting
 from stages import benchmark, distill, export, prune, release, train, validate
 from stages.artifacts.reports import LatencyReport, LatencyRow
 from stages.exporting import onnx_file
@@ -439,3 +442,89 @@ def test_same_seed_same_weights(tmp_path, digits, distilled, teacher, student_se
     again = make(tmp_path, "again", distill, config, data=digits, teacher=[teacher])
     a, b = load_file(distilled.path(distilled.weights)), load_file(again.path(again.weights))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def there(folder, digits, onnx, bare_python):
+    """AP and latency of the file, measured by whoever carries folders, without any package of ours or torch."""
+    config = {validate: validate.Config(), benchmark: benchmark.Config(iterations=20, images=3, threads=1)}
+    folders = {}
+    for stage, settings in config.items():
+        folders[stage] = folder / f"work_{stage.__name__}"
+        command = stage.work(settings, folders[stage], data=digits, models=[onnx])
+        with pytest.raises(Waiting, match=r"1 of 1 tasks have no result yet \(onnx\)"):
+            stage.take(settings, folder, folders[stage], "box", data=digits, models=[onnx])
+        ran = subprocess.run([bare_python, *command], cwd=folders[stage], capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+    return config, folders
+
+
+def test_a_target_measures_the_ap_that_is_measured_here(tmp_path, digits, onnx, accuracy, there):
+    config, folders = there
+    made, device = validate.take(config[validate], tmp_path, folders[validate], "box", data=digits, models=[onnx])
+    (row,), here = made.rows, accuracy.rows[-1]
+    told = ("target", "machine")
+    assert row.model_dump(exclude={*told, "runtime"}) == here.model_dump(exclude={*told, "runtime"})
+    assert (row.target, row.label) == ("box", "onnx on box")
+    assert row.machine["name"] == device["name"]
+    assert json.loads((tmp_path / row.results).read_text()) == json.loads(accuracy.path(here.results).read_text())
+
+
+def test_a_target_measures_latency(tmp_path, digits, onnx, there):
+    config, folders = there
+    made, _ = benchmark.take(config[benchmark], tmp_path, folders[benchmark], "box", data=digits, models=[onnx])
+    (row,) = made.rows
+    assert (row.target, row.threads, row.sha256) == ("box", 1, onnx.sha256)
+    assert row.steps["end_to_end"]["n"] == 20
+    assert {"gpus", "power_mode"} <= row.machine.keys()
+
+
+def test_an_evaluator_there_that_found_another_ap_is_a_verdict(tmp_path, digits, onnx, there):
+    config, folders = there
+    copy = shutil.copytree(folders[validate], tmp_path / "copy")
+    file = copy / "results/onnx/result.json"
+    record = json.loads(file.read_text())
+    record["value"]["accuracy"]["ap"] += 1e-3
+    file.write_text(json.dumps(record))
+    with pytest.raises(VerdictError, match="of the same detections; trust neither"):
+        validate.take(config[validate], tmp_path, copy, "box", data=digits, models=[onnx])
+
+
+def test_results_of_another_file_are_refused(tmp_path, digits, onnx, there):
+    config, folders = there
+    (tmp_path / "other").mkdir()
+    file = shutil.copyfile(onnx.path(onnx.file), tmp_path / "other" / onnx.file)
+    with file.open("ab") as opened:
+        opened.write(b"\0")
+    other = onnx.placed(tmp_path / "other", name="onnx", key="other")
+    validate.work(config[validate], tmp_path / "work", data=digits, models=[other])
+    shutil.copytree(folders[validate] / "results", tmp_path / "work/results")
+    with pytest.raises(UserError, match=r"results/onnx: made from another inputs/models/onnx/model.onnx"):
+        validate.take(config[validate], tmp_path, tmp_path / "work", "box", data=digits, models=[other])
+
+
+def test_the_runtime_of_a_target_need_not_be_here(tmp_path, digits, onnx):
+    """A config whose engine belongs to another machine trains and packs on one without its runtime."""
+    engine = onnx.model_copy(update={"backend": "abacus"}).placed(onnx.directory, name="engine", key="engine")
+    for stage in (validate, benchmark):
+        folder = tmp_path / stage.__name__
+        assert stage.work(stage.Config(), folder, data=digits, models=[engine]) == ["-m", "deploy", "work", "."]
+        (task,) = json.loads((folder / "work.json").read_text())["tasks"]
+        assert task["settings"]["backend"] == "abacus"
+
+
+def test_a_target_with_no_model_to_measure_is_a_mistake(tmp_path, digits):
+    with pytest.raises(UserError, match="no exported model is wired"):
+        validate.work(validate.Config(), tmp_path / "work", data=digits, models=[])
+
+
+def test_the_work_is_done_over_ssh(tmp_path, digits, onnx, bare_python, ssh_server):
+    config = benchmark.Config(iterations=5, images=2, threads=1)
+    folder = tmp_path / "latency"
+    command = benchmark.work(config, folder, data=digits, models=[onnx])
+    host = ssh.Host("box", "box", str(bare_python), ssh_server.config)
+    ssh.do(host, str(tmp_path / "there"), folder, [str(bare_python), *command])
+    assert (tmp_path / "there/latency/deploy/__main__.py").is_file()
+    made, _ = benchmark.take(config, tmp_path, folder, "box", data=digits, models=[onnx])
+    assert made.rows[0].steps["inference"]["n"] == 5
+    assert work.results(folder)["onnx"].device["python"]

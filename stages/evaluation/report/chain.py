@@ -63,7 +63,7 @@ def _hop(a: AccuracyRow, b: AccuracyRow, evidence: Evidence) -> Hop:
     before, after = a.statistics.get("ap"), b.statistics.get("ap")
     lost = None if before is None or after is None else before - after
     kind: Literal["gap", "loss"] = "gap" if taught else "loss"
-    return Hop(source=a.name, target=b.name, kind=kind, source_ap=before, target_ap=after, lost=lost)
+    return Hop(source=a.label, target=b.label, kind=kind, source_ap=before, target_ap=after, lost=lost)
 
 
 def distinct(found: Sequence[Hop]) -> list[Hop]:

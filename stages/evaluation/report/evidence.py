@@ -95,8 +95,9 @@ class Evidence:
         return dict(json.loads(owner.path(row.calls).read_bytes()))
 
     def latency_of(self, row: AccuracyRow) -> LatencyRow | None:
-        """The first row of latency of the same file."""
-        return next((timed for timed in self.latency_rows if timed.sha256 == row.sha256), None)
+        """The first row of latency of the same file on the same machine."""
+        timings = (timed for timed in self.latency_rows if timed.sha256 == row.sha256)
+        return next((timed for timed in timings if timed.target == row.target), None)
 
     @property
     def measure_again(self) -> str:

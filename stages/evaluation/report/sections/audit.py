@@ -58,21 +58,22 @@ def latency(evidence: Evidence) -> Section:
     tables, sentences = [], []
     for row in quoted:
         cores = row.machine.get("cores", "?")
-        where = f"{row.machine.get('cpu', 'an unnamed CPU')} ({cores} cores, {row.threads} used), {row.backend}"
+        device = row.machine.get("name") or row.machine.get("cpu", "an unnamed CPU")
+        where = f"{device} ({cores} cores, {row.threads} used), {row.backend}"
         memory = "" if row.peak_memory_mb is None else f"; the process held {row.peak_memory_mb:.0f} MB at most"
         images = "one" if row.batch == 1 else str(row.batch)
-        sentences.append(f"model {row.name}: batch of {images}, {millions(row.flops)} operations, on {where}{memory}")
+        sentences.append(f"model {row.label}: batch of {images}, {millions(row.flops)} operations, on {where}{memory}")
         if not row.reliable:
             reasons = "; ".join(row.evidence.get("reasons", ())) or "the benchmark gives no reason"
-            sentences.append(f"model {row.name}: UNRELIABLE, do not quote it: {reasons}; {evidence.measure_again}")
-        tables.append(_latency_table(row, title=row.name if len(quoted) > 1 else ""))
+            sentences.append(f"model {row.label}: UNRELIABLE, do not quote it: {reasons}; {evidence.measure_again}")
+        tables.append(_latency_table(row, title=row.label if len(quoted) > 1 else ""))
     sentences += [_at_rate(row) for row in rows if row.at_rate]
     tables += [_sweep_table(rows)] if len(rows) > len(quoted) else []
     parts = {
-        row.name: {step: row.steps[step]["mean"] or 0.0 for step in STEPS[:-1] if step in row.steps} for row in quoted
+        row.label: {step: row.steps[step]["mean"] or 0.0 for step in STEPS[:-1] if step in row.steps} for row in quoted
     }
     shown = [Plot(plots.stacked(parts, "ms, mean of each step"), "where the time of one call goes")]
-    if calls := {row.name: found for row in quoted if (found := evidence.calls(row))}:
+    if calls := {row.label: found for row in quoted if (found := evidence.calls(row))}:
         caption = "how long calls took, over the time of the measurement: darker where more of them lie"
         shown.append(Plot(plots.over_time(calls), caption))
     note = "a percentile is given only where at least ten samples lie beyond it: p99 needs 1,000"
@@ -86,7 +87,7 @@ def _at_rate(row: LatencyRow) -> str:
     queue = "" if found["kept_up"] else "; it did NOT keep up: the queue grew"
     doubt = "" if found["reliable"] else f"; UNRELIABLE: {'; '.join(found['reasons'])}"
     return (
-        f"model {row.name}, {counted(row.threads, 'thread')}: at {found['rate']:g} requests a second p50 "
+        f"model {row.label}, {counted(row.threads, 'thread')}: at {found['rate']:g} requests a second p50 "
         f"{milliseconds(answered['p50'])} ms, {p99}, from when a request was due; busy {100 * found['busy']:.0f} % of the "
         f"time{queue}{doubt}"
     )
@@ -99,7 +100,7 @@ def _sweep_table(rows: Sequence[LatencyRow]) -> Table:
         speed = MISSING if row.images_per_second is None else f"{row.images_per_second:,.1f}"
         memory = MISSING if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}"
         numbers = [milliseconds(total.get("p50")), milliseconds(total.get("p99")), speed, memory]
-        lines.append((row.name, str(row.batch), str(row.threads), *numbers, "yes" if row.reliable else "NO"))
+        lines.append((row.label, str(row.batch), str(row.threads), *numbers, "yes" if row.reliable else "NO"))
     head = ("model", "batch", "threads", "p50, ms a call", "p99", "images a second", "memory, MB", "reliable")
     return Table(head, lines, title="By batch and threads")
 
@@ -194,6 +195,11 @@ def provenance(evidence: Evidence) -> Section:
         told += [f"{machine['cores']} cores"] if machine.get("cores") else []
         told += [f"{memory / 1e9:.1f} GB of memory"] if memory else []
         told += [f"Python {machine['python']}"] if machine.get("python") else []
+        told += [
+            f"GPU {gpu['name']}, compute capability {gpu['compute_capability']}" for gpu in machine.get("gpus") or ()
+        ]
+        names = {"driver": "driver", "cuda": "CUDA", "l4t": "L4T", "power_mode": "power mode"}
+        told += [f"{word} {machine[name]}" for name, word in names.items() if machine.get(name)]
         sentences.append(f"machine: {', '.join(told)}")
     if versions:
         sentences.append("versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())))

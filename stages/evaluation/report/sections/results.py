@@ -45,7 +45,7 @@ def result_table(evidence: Evidence) -> Table:
         doubt = "" if timed is None or timed.reliable else " ?"
         lines.append(
             (
-                row.name,
+                row.label,
                 ap(row.statistics.get("ap")),
                 ap(row.statistics.get("ap50")),
                 f"{row.parameters:,}",
@@ -137,7 +137,7 @@ def _hop_line(row: AccuracyRow, hop: Hop | None) -> tuple[str, ...]:
         )
     change = MISSING if hop is None or hop.lost is None else signed_ap(-hop.lost)
     form = f"{FORMS[row.kind]}, {row.backend}"
-    return row.name, form, did, ap(row.statistics.get("ap")), ap(row.statistics.get("ap50")), change
+    return row.label, form, did, ap(row.statistics.get("ap")), ap(row.statistics.get("ap50")), change
 
 
 def gain(over_control: Comparison | None, over_equal_time: Comparison | None) -> Section:

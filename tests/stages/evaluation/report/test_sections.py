@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from stages.evaluation.report.chain import chains
 from stages.evaluation.report.comparison import Comparison
 from stages.evaluation.report.evidence import Evidence, Roles
 from stages.evaluation.report.sections import audit, results
@@ -155,3 +156,38 @@ def test_proofs_in_words(story: Any) -> None:
         "118 learnt tensors in the file, each traced to one of student, and 21 constants that nobody learnt" in exported
     )
     assert size == "size: onnx has 2.26 MB, teacher 3.01 MB"
+
+
+def test_a_file_on_two_machines_is_two_rows_and_times_stay_with_their_machine(story: Any) -> None:
+    """AP of one machine beside the latency of another would be a model that nobody has."""
+    device = {
+        "cpu": "ARMv8",
+        "name": "Jetson AGX Orin (Orin)",
+        "cores": 8,
+        "gpus": [{"name": "Orin", "compute_capability": "8.7"}],
+        "power_mode": "MAXN",
+        "l4t": "36.4.3",
+    }
+    there = {"target": "orin", "machine": device}
+    here = next(row for row in story.rows if row.name == "onnx")
+    story.rows.append(here.model_copy(update=there))
+    evidence = evidence_of(story)
+    lines = {row[0]: row[5:] for row in results.result_table(evidence).rows}
+    assert lines["onnx"] == ("4.40", "5.50")
+    assert lines["onnx on orin"] == ("-", "-")
+    (timed,) = story.latency_rows
+    steps = {name: {**values, "p50": 9.0} for name, values in timed.steps.items()}
+    story.latency_rows.append(timed.model_copy(update={**there, "steps": steps}))
+    evidence = evidence_of(story)
+    lines = {row[0]: row[5:] for row in results.result_table(evidence).rows}
+    assert lines["onnx"] == ("4.40", "5.50")
+    assert lines["onnx on orin"] == ("9.00", "5.50")
+    assert "model onnx on orin: batch of one, 120 M operations, on Jetson AGX Orin (Orin)" in " ".join(
+        audit.latency(evidence).sentences
+    )
+    said = [one for one in audit.provenance(evidence).sentences if one.startswith("machine: ARMv8")]
+    assert said == ["machine: ARMv8, 8 cores, GPU Orin, compute capability 8.7, L4T 36.4.3, power mode MAXN"]
+    (hop,) = (
+        row for table in results.chain(chains(evidence), evidence).tables for row in table.rows if "orin" in row[0]
+    )
+    assert hop[:2] == ("onnx on orin", "exported file, onnxruntime 1.31.1")
