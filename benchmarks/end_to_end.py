@@ -104,8 +104,10 @@ def main() -> int:
     print(f"{'':24}{found['bare_ms']:9.3f}   bare script: ours is {found['over_bare']:.3f} x")
     print("unreliable: " + "; ".join(found["doubts"]) if found["doubts"] else "quiet")
     if arguments.out:
+        # By names, not paths: where files lay on one machine means nothing on another.
+        command = f"benchmarks/end_to_end.py {arguments.bundle.name} {len(arguments.images)} images --threads {arguments.threads} --calls {arguments.calls}"
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        head = {"date": now, "command": sys.argv, "machine": machine(), "load": os.getloadavg()}
+        head = {"date": now, "command": command, "machine": machine(), "load": os.getloadavg()}
         arguments.out.write_text(json.dumps(head | found, indent=1) + "\n", encoding="utf-8")
     return 3 if found["over_sum"] > LIMIT else 0
 
