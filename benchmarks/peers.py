@@ -223,7 +223,8 @@ def report(found: dict[str, Any], arguments: argparse.Namespace) -> None:
         print(f"{who:12} {how:11}{''.join(ratios)}{found['flops'][who] / 1e9:8.3f}")
     if arguments.out:
         # By names, not paths: where files lay on one machine means nothing on another.
-        command = f"benchmarks/peers.py {arguments.model.name} {len(arguments.images)} images --calls {arguments.calls} --repeats {arguments.repeats}"
+        options = f"--calls {arguments.calls} --repeats {arguments.repeats}"
+        command = f"benchmarks/peers.py {arguments.model.name} {len(arguments.images)} images {options}"
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         head = {"date": now, "command": command, "machine": machine(), "load": os.getloadavg()}
         arguments.out.write_text(json.dumps(head | found, indent=1) + "\n", encoding="utf-8")
