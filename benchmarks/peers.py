@@ -222,8 +222,11 @@ def report(found: dict[str, Any], arguments: argparse.Namespace) -> None:
         ratios = [f"{one[who, how]:9.2f}{one[who, how] / one[ours]:7.2f} x" for one in (wall, cpu)]
         print(f"{who:12} {how:11}{''.join(ratios)}{found['flops'][who] / 1e9:8.3f}")
     if arguments.out:
+        # By names, not paths: where files lay on one machine means nothing on another.
+        options = f"--calls {arguments.calls} --repeats {arguments.repeats}"
+        command = f"benchmarks/peers.py {arguments.model.name} {len(arguments.images)} images {options}"
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        head = {"date": now, "command": sys.argv, "machine": machine(), "load": os.getloadavg()}
+        head = {"date": now, "command": command, "machine": machine(), "load": os.getloadavg()}
         arguments.out.write_text(json.dumps(head | found, indent=1) + "\n", encoding="utf-8")
 
 
