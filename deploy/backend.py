@@ -12,8 +12,9 @@ import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from deploy import sidecar
 from deploy.errors import DeployError
 
 if TYPE_CHECKING:
@@ -54,6 +55,34 @@ class Backend(ABC):
     arrays.
     """
 
+    SUFFIX: ClassVar[str] = ".onnx"  # of the files it opens; another than .onnx is that of an engine, which it builds
+
+    @classmethod
+    def build(cls, onnx: Path, file: Path, **settings: Any) -> dict[str, Any]:
+        """Makes this backend's file and its sidecar from an ONNX file that carries a contract; returns the sidecar.
+
+        Raises DeployError where it cannot, or what it would make is not what was asked for; then there is no file.
+        """
+        raise DeployError(f"{onnx}: backend {cls.name()} takes the ONNX file as it is; nothing is to be built")
+
+    @classmethod
+    def made_for(cls, **settings: Any) -> dict[str, Any]:
+        """What a machine must have to run what `build` makes here with these settings. JSON values.
+
+        Raises DeployError where nothing can be built here.
+        """
+        return {}
+
+    @classmethod
+    def obstacle(cls, made_for: dict[str, Any]) -> str | None:
+        """What keeps this machine from running a file that was made for such a one; None where nothing is known to."""
+        return None
+
+    @classmethod
+    def name(cls) -> str:
+        """Its name in settings: that of its file."""
+        return cls.__module__.rpartition(".")[2]
+
     @abstractmethod
     def infer(self, images_BHWC: NDArray[np.uint8]) -> Candidates:
         """Candidates of uint8 RGB images. Raises DeployError when their shape or type is not what the file takes."""
@@ -83,11 +112,8 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(deploy.backends.__path__))
 
 
-def open_backend(file: Path, name: str = "onnxruntime", **settings: Any) -> Backend:
-    """Opens an exported file on the backend of that name.
-
-    Raises DeployError for an unknown name, setting or a file it cannot open.
-    """
+def backend_class(name: str) -> type[Backend]:
+    """The class in a file of `deploy/backends/`. Raises DeployError for an unknown name."""
     if name not in names():
         raise DeployError(f"backend: there is no {name!r}; choose one of {', '.join(names())}")
     module = importlib.import_module(f"deploy.backends.{name}")
@@ -98,8 +124,37 @@ def open_backend(file: Path, name: str = "onnxruntime", **settings: Any) -> Back
     ]
     if len(found) != 1:
         raise DeployError(f"backend {name}: one Backend class is wanted in its file, found {len(found)}")
-    known = [one for one in inspect.signature(found[0]).parameters if one != "file"]
+    return found[0]
+
+
+def open_backend(file: Path, name: str | None = None, **settings: Any) -> Backend:
+    """Opens an exported file on the backend of that name: by default that of the sidecar beside it, else onnxruntime.
+
+    Raises DeployError for an unknown name, setting or a file it cannot open.
+    """
+    if name is None:
+        beside = sidecar.peek(Path(file))
+        name = beside.backend if beside else "onnxruntime"
+    found = backend_class(name)
+    _refuse_unknown(settings, found, name)
+    make: Callable[..., Backend] = found
+    return make(Path(file), **settings)
+
+
+def build_engine(onnx: Path, file: Path, name: str, **settings: Any) -> dict[str, Any]:
+    """Builds an engine of the backend of that name from an ONNX file; returns its sidecar.
+
+    Raises DeployError for an unknown name or setting, and where `Backend.build` does.
+    """
+    found = backend_class(name)
+    _refuse_unknown(settings, found.build, name)
+    return found.build(Path(onnx), Path(file), **settings)
+
+
+def _refuse_unknown(settings: dict[str, Any], function: Callable[..., Any], name: str) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):  # Backend.build itself, which refuses everything
+        return
+    known = [one.name for one in parameters if one.name not in ("onnx", "file")]
     if unknown := sorted(set(settings) - set(known)):
         raise DeployError(f"backend {name}: unknown setting {', '.join(unknown)}; it knows {', '.join(known)}")
-    make: Callable[..., Backend] = found[0]
-    return make(Path(file), **settings)

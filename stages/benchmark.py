@@ -19,7 +19,8 @@ from stages.artifacts.exported_model import ExportedModel
 from stages.artifacts.reports import LatencyReport, LatencyRow
 from stages.data.coco import CocoSplit
 
-CODE = ("deploy.__main__", "deploy.latency", "deploy.backends.onnxruntime")  # run in a process of their own
+BACKENDS = tuple(f"deploy.backends.{name}" for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"))
+CODE = ("deploy.__main__", "deploy.latency", *BACKENDS)  # run in a process of their own
 
 
 class Config(BaseConfig):
@@ -42,7 +43,9 @@ def run(config: Config, directory: Path, *, data: Dataset, models: list[Exported
     split = CocoSplit(data.folder("val"), data.annotations("val"))
     rows = []
     for model in models:
-        found = measured(model.path(model.file), split.files[: config.images], config)
+        model.refuse_unexecuted("benchmark")
+    for model in models:
+        found = measured(model, split.files[: config.images], config)
         peak = found["peak_rss_bytes"]
         rows.append(
             LatencyRow(
@@ -57,7 +60,7 @@ def run(config: Config, directory: Path, *, data: Dataset, models: list[Exported
                 machine=found["machine"],
                 runtime=found["backend"],
                 steps=found["steps"],
-                threads=found["backend"]["threads"],
+                threads=found["backend"].get("threads", 1),  # of a GPU's engine: the one that waits for it
                 flops=model.flops,
                 peak_memory_mb=peak / 1e6 if peak else None,
                 reliable=found["reliable"],
@@ -75,10 +78,11 @@ def run(config: Config, directory: Path, *, data: Dataset, models: list[Exported
     return LatencyReport(rows=tuple(rows))
 
 
-def measured(file: Path, images: list[Path], config: Config) -> dict[str, Any]:
+def measured(model: ExportedModel, images: list[Path], config: Config) -> dict[str, Any]:
     """What `deploy benchmark --json` says of a file: here as on a device. Raises PipelineError with its words."""
+    file = model.path(model.file)
     command = [sys.executable, "-P", "-m", "deploy", "benchmark", str(file), *map(str, images)]
-    command += ["--iterations", str(config.iterations), "--json"]
+    command += ["--iterations", str(config.iterations), "--json", "--backend", model.backend]
     if config.threads:
         command += ["--threads", str(config.threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,0 +1,129 @@
+"""Build an engine from an exported file, count its precisions, and prove that it detects what the file detects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from deploy.backend import backend_class, build_engine, names, open_backend
+from deploy.contract import Contract
+from deploy.errors import DeployError
+from deploy.parity import Tolerance
+from pipeline.config import BaseConfig
+from pipeline.errors import UserError, VerdictError, did_you_mean
+from pipeline.log import logger
+from stages.artifacts.dataset import Dataset
+from stages.artifacts.exported_model import ExportedModel, ParityRecord
+from stages.data.coco import CocoSplit
+from stages.exporting.agreement import Reference
+
+# Reached by name at run time.
+CODE = tuple(f"deploy.backends.{name}" for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"))
+LIMITS = {"fp32": (0.5, 1e-3), "fp16": (1.0, 1e-2)}  # pixels and score, where two runtimes must agree
+WATCHED = Tolerance(box_px=8.0, score=0.1)  # what is taken for the same detection where AP decides
+
+
+class Engine(BaseConfig):
+    name: str
+    """The runtime: openvino, tensorrt or tensorrt_rtx."""
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    """What the engine must be, by the census of its layers. TensorRT builds what the exported file is, and a file that
+    is something else is refused; OpenVINO computes a float32 file in float32 unless bf16 is asked for."""
+    batch: tuple[int, int, int] | None = None
+    """TensorRT: least, best and most images of one call; (1, 1, 8) if not given."""
+    compute_capabilities: tuple[str, ...] | None = None
+    """TensorRT-RTX: the GPUs it is for, as "8.6"; the GPU of this machine if not given, and without one they are needed."""
+    workspace_mb: int | None = Field(default=None, ge=1)
+    """TensorRT: memory that a layer may use while it computes."""
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
+    """TensorRT: how long it looks for fast kernels."""
+    timing_cache: str | None = None
+    """TensorRT: folder that keeps what was timed, so that the next build is quick and chooses alike."""
+
+    def settings(self) -> dict[str, Any]:
+        """What is given, as the backend's `build` takes it."""
+        return {name: value for name, value in self.model_dump(exclude={"name"}).items() if value is not None}
+
+
+class Config(BaseConfig):
+    backend: Engine
+    """Who builds the engine, and how."""
+    parity_images: int = Field(default=32, ge=1)
+    """Validation images on which engine and exported file must agree."""
+    parity_box_px: float | None = Field(default=None, gt=0)
+    """Largest difference of a box edge, in pixels of the original image; by default 0.5 in fp32 and 1 in fp16."""
+    parity_score: float | None = Field(default=None, gt=0)
+    """Largest difference of a score; by default 0.001 in fp32 and 0.01 in fp16. In bf16 and int8 the kernels of two
+    runtimes round differently: unless both limits are given, parity is recorded and AP decides."""
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What the engine is made for: this machine's device, or the devices that were named. UserError where none can be
+    built here."""
+    try:
+        return backend_class(config.backend.name).made_for(**config.backend.settings())
+    except DeployError as error:
+        raise UserError(f"build_engine: {error}; or give the stage a target that has it") from error
+
+
+def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
+    """There is such a backend, and it builds something."""
+    name = config.backend.name
+    engines = [one for one in names() if backend_class(one).SUFFIX != ".onnx"]
+    if name not in engines:
+        known = name in names()
+        yield f"backend.name: {name} {'takes the ONNX file as it is' if known else 'is no backend'}" + (
+            did_you_mean(name, engines)
+        )
+
+
+def run(config: Config, directory: Path, *, model: ExportedModel, data: Dataset) -> ExportedModel:
+    """The engine with its sidecar; where this machine can execute it, parity with the file it was built from decides."""
+    backend = backend_class(config.backend.name)
+    file = directory / f"model{backend.SUFFIX}"
+    try:
+        made = build_engine(model.path(model.file), file, config.backend.name, **config.backend.settings())
+    except DeployError as error:
+        raise VerdictError(f"build_engine: {error}") from error
+    logger.info("%s: %s", file.name, made["census"]["sentence"])
+    obstacle = backend.obstacle(made["made_for"])
+    parity = None
+    if obstacle:
+        logger.warning("%s was built and not executed here: %s", file.name, obstacle)
+    else:
+        parity = proven(config, file, model, data)
+    described = {
+        "file": file.name,
+        "backend": config.backend.name,
+        "precision": config.backend.precision,
+        "sha256": made["engine_sha256"],
+        "bytes": made["engine_bytes"],
+        "parity": parity,
+        "not_executed": obstacle or "",
+        "made_for": made["made_for"],
+        "census": made["census"],
+        "source": model.key,
+    }
+    return ExportedModel.model_validate(model.model_dump() | described)
+
+
+def proven(config: Config, file: Path, model: ExportedModel, data: Dataset) -> ParityRecord:
+    """Parity of the engine with the file it was built from, on real images. Raises VerdictError where it decides and
+    fails."""
+    limits = dict(zip(("box_px", "score"), LIMITS.get(config.backend.precision, (None, None)), strict=True))
+    given = {"box_px": config.parity_box_px, "score": config.parity_score}
+    limits |= {name: value for name, value in given.items() if value is not None}
+    decides = None not in limits.values()
+    images = CocoSplit(data.folder("val"), data.annotations("val")).files[: config.parity_images]
+    with open_backend(model.path(model.file), model.backend) as reference:
+        compared = Reference(reference, Contract.from_json(json.dumps(model.contract)), images)
+        parity = compared.parity(file, Tolerance(**limits) if decides else WATCHED)
+    logger.info("parity: %s", parity.sentence)
+    if decides and not parity.verdict:
+        raise VerdictError(f"build_engine: the engine does not detect what {model.file} detects: {parity.sentence}")
+    found = {name: getattr(parity, name) for name in ParityRecord.model_fields if hasattr(parity, name)}
+    return ParityRecord(**(found | {"reference": model.name, "images": len(images), "passed": parity.verdict}))
