@@ -58,7 +58,7 @@ class Backend(ABC):
     SUFFIX: ClassVar[str] = ".onnx"  # of the files it opens; another than .onnx is that of an engine, which it builds
 
     @classmethod
-    def build(cls, onnx: Path, file: Path, **settings: Any) -> dict[str, Any]:
+    def build(cls, onnx: Path, file: Path, *_: Any, **settings: Any) -> dict[str, Any]:
         """Makes this backend's file and its sidecar from an ONNX file that carries a contract; returns the sidecar.
 
         Raises DeployError where it cannot, or what it would make is not what was asked for; then there is no file.
@@ -136,7 +136,7 @@ def open_backend(file: Path, name: str | None = None, **settings: Any) -> Backen
         beside = sidecar.peek(Path(file))
         name = beside.backend if beside else "onnxruntime"
     found = backend_class(name)
-    _refuse_unknown(settings, found, name)
+    _refuse_unknown(settings, [one for one in inspect.signature(found).parameters if one != "file"], name)
     make: Callable[..., Backend] = found
     return make(Path(file), **settings)
 
@@ -147,14 +147,16 @@ def build_engine(onnx: Path, file: Path, name: str, **settings: Any) -> dict[str
     Raises DeployError for an unknown name or setting, and where `Backend.build` does.
     """
     found = backend_class(name)
-    _refuse_unknown(settings, found.build, name)
+    if found.SUFFIX != ".onnx":  # else Backend.build says that nothing is to be built
+        _refuse_unknown(settings, build_settings(name), name)
     return found.build(Path(onnx), Path(file), **settings)
 
 
-def _refuse_unknown(settings: dict[str, Any], function: Callable[..., Any], name: str) -> None:
-    parameters = inspect.signature(function).parameters.values()
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):  # Backend.build itself, which refuses everything
-        return
-    known = [one.name for one in parameters if one.name not in ("onnx", "file")]
+def build_settings(name: str) -> list[str]:
+    """The settings that `build_engine` knows for a backend."""
+    return [one for one in inspect.signature(backend_class(name).build).parameters if one not in ("onnx", "file")]
+
+
+def _refuse_unknown(settings: dict[str, Any], known: list[str], name: str) -> None:
     if unknown := sorted(set(settings) - set(known)):
         raise DeployError(f"backend {name}: unknown setting {', '.join(unknown)}; it knows {', '.join(known)}")

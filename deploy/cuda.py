@@ -152,4 +152,6 @@ def _call(library: Any, function: str, *arguments: Any) -> None:
         text = ctypes.c_char_p()
         library.cuGetErrorString(code, ctypes.byref(text))
         words = text.value.decode() if text.value else "unknown"
-        raise DeployError(f"cuda: {function} failed: {words} (code {code}); see nvidia-smi and the driver's log (dmesg)")
+        raise DeployError(
+            f"cuda: {function} failed: {words} (code {code}); see nvidia-smi and the driver's log (dmesg)"
+        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +41,8 @@ class Sidecar:
     @property
     def command(self) -> str:
         """What builds such an engine again."""
+        import shlex
+
         words = ["deploy", "build", self.onnx, "ENGINE", "--backend", self.backend]
         for name, value in self.settings.items():
             if value is not None:
@@ -74,7 +75,9 @@ def read(engine: Path, backend: str) -> Sidecar:
     if found is None:
         raise DeployError(f"{engine}: its sidecar {beside(engine).name} is missing; {mend}")
     if found.backend != backend:
-        raise DeployError(f"{engine}: it is an engine of {found.backend}, not of {backend}; open it with {found.backend}")
+        raise DeployError(
+            f"{engine}: it is an engine of {found.backend}, not of {backend}; open it with {found.backend}"
+        )
     if (given := digest(engine)) != found.engine_sha256:
         raise DeployError(
             f"{engine}: its sidecar is of another file (sha256 {found.engine_sha256[:12]}, this one has {given[:12]}); "
@@ -95,7 +98,9 @@ def peek(engine: Path) -> Sidecar | None:
         raise DeployError(f"{file}: a sidecar is wanted ({error}); copy it again") from error
     known = {one.name for one in fields(Sidecar)}
     if not isinstance(values, dict) or set(values) != known or values["schema_version"] != SCHEMA_VERSION:
-        raise DeployError(f"{file}: not a sidecar of schema {SCHEMA_VERSION}; use the release of Headstart that wrote it")
+        raise DeployError(
+            f"{file}: not a sidecar of schema {SCHEMA_VERSION}; use the release of Headstart that wrote it"
+        )
     return Sidecar(**values)
 
 

@@ -55,8 +55,9 @@ def parse(trt: Any, onnx: Path) -> Network:
     definition = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(definition, log)
     if not parser.parse_from_file(str(onnx)):
-        said_wrong = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise DeployError(f"{onnx}: {trt.__name__} {trt.__version__} cannot parse it: {'; '.join(said_wrong[:3])}")
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        told = [f"{one.node_operator()} {one.node_name()}: {one.desc()}" for one in errors[:3]]
+        raise DeployError(f"{onnx}: {trt.__name__} {trt.__version__} cannot parse it: {'; '.join(told)}")
     inputs = [definition.get_input(index) for index in range(definition.num_inputs)]
     outputs = [definition.get_output(index).name for index in range(definition.num_outputs)]
     if [one.name for one in inputs] != [contract.input_name] or set(contract.output_names) != set(outputs):
@@ -122,7 +123,8 @@ def requested(definition: Any) -> tuple[Layer, ...]:
 
 
 def _kind(layer: Any) -> str:
-    return _KINDS.get(layer.type.name, layer.type.name.lower())
+    name = str(layer.type.name)
+    return _KINDS.get(name, name.lower())
 
 
 def _requested_of(layer: Any, makers: dict[str, Any]) -> str:
@@ -146,7 +148,8 @@ def _quantised_to(tensor: Any, makers: dict[str, Any]) -> str | None:
 
 
 def _precision(dtype: Any) -> str:
-    return _PRECISIONS.get(dtype.name, dtype.name.lower())
+    name = str(dtype.name)
+    return _PRECISIONS.get(name, name.lower())
 
 
 def logger(trt: Any) -> Any:

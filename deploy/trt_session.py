@@ -110,7 +110,7 @@ class Session:
     def layers(self, trt: Any) -> tuple[Layer, ...]:
         """The layers as they were built, from the engine's inspector."""
         inspector = self._engine.create_engine_inspector()
-        return trt_network.built(json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
+        return built(json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
 
     def close(self) -> None:
         """Gives back the engine, then the device."""
@@ -131,7 +131,13 @@ def built(information: dict[str, Any]) -> tuple[Layer, ...]:
             found.append(Layer(layer, "unknown", "unknown"))
             continue
         word = str(layer.get("ParameterType") or layer.get("LayerType", "unknown"))
-        kind = CONVOLUTION if "conv" in word.lower() else PRODUCT if re.search("gemm|matmul|matrix", word.lower()) else word
+        kind = (
+            CONVOLUTION
+            if "conv" in word.lower()
+            else PRODUCT
+            if re.search("gemm|matmul|matrix", word.lower())
+            else word
+        )
         formats = [str(one.get("Format/Datatype", "")) for one in layer.get("Inputs", [])]
         found.append(Layer(str(layer.get("Name", "")), kind, _of_format(formats[0] if formats else "")))
     return tuple(found)
@@ -139,6 +145,14 @@ def built(information: dict[str, Any]) -> tuple[Layer, ...]:
 
 def _of_format(text: str) -> str:
     """The precision in the inspector's words, as `Channel major FP16 format where channel % 4 == 0`."""
-    words = {"fp32": "fp32", "float": "fp32", "fp16": "fp16", "half": "fp16", "bf16": "bf16", "int8": "int8", "fp8": "fp8"}
+    words = {
+        "fp32": "fp32",
+        "float": "fp32",
+        "fp16": "fp16",
+        "half": "fp16",
+        "bf16": "bf16",
+        "int8": "int8",
+        "fp8": "fp8",
+    }
     found = re.search("|".join(words), text.lower())
     return words[found.group()] if found else "unknown"

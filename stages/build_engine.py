@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from deploy.backend import backend_class, build_engine, names, open_backend
+from deploy.backend import backend_class, build_engine, build_settings, names, open_backend
 from deploy.contract import Contract
 from deploy.errors import DeployError
 from deploy.parity import Tolerance
@@ -72,13 +72,13 @@ def identity(config: Config) -> dict[str, Any]:
 
 def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
     """There is such a backend, and it builds something."""
-    name = config.backend.name
+    name, given = config.backend.name, config.backend.settings()
     engines = [one for one in names() if backend_class(one).SUFFIX != ".onnx"]
     if name not in engines:
-        known = name in names()
-        yield f"backend.name: {name} {'takes the ONNX file as it is' if known else 'is no backend'}" + (
-            did_you_mean(name, engines)
-        )
+        wrong = "takes the ONNX file as it is" if name in names() else "is no backend"
+        yield f"backend.name: {name} {wrong}{did_you_mean(name, engines)}"
+    elif unknown := sorted(set(given) - set(known := build_settings(name))):
+        yield f"backend: {name} has no setting {', '.join(unknown)}; it knows {', '.join(known)}"
 
 
 def run(config: Config, directory: Path, *, model: ExportedModel, data: Dataset) -> ExportedModel:
@@ -88,7 +88,7 @@ def run(config: Config, directory: Path, *, model: ExportedModel, data: Dataset)
     try:
         made = build_engine(model.path(model.file), file, config.backend.name, **config.backend.settings())
     except DeployError as error:
-        raise VerdictError(f"build_engine: {error}") from error
+        raise UserError(f"build_engine: {error}") from error
     logger.info("%s: %s", file.name, made["census"]["sentence"])
     obstacle = backend.obstacle(made["made_for"])
     parity = None
@@ -114,16 +114,15 @@ def run(config: Config, directory: Path, *, model: ExportedModel, data: Dataset)
 def proven(config: Config, file: Path, model: ExportedModel, data: Dataset) -> ParityRecord:
     """Parity of the engine with the file it was built from, on real images. Raises VerdictError where it decides and
     fails."""
-    limits = dict(zip(("box_px", "score"), LIMITS.get(config.backend.precision, (None, None)), strict=True))
-    given = {"box_px": config.parity_box_px, "score": config.parity_score}
-    limits |= {name: value for name, value in given.items() if value is not None}
-    decides = None not in limits.values()
+    box_px, score = LIMITS.get(config.backend.precision, (None, None))
+    box_px, score = config.parity_box_px or box_px, config.parity_score or score
+    tolerance = None if box_px is None or score is None else Tolerance(box_px, score)
     images = CocoSplit(data.folder("val"), data.annotations("val")).files[: config.parity_images]
     with open_backend(model.path(model.file), model.backend) as reference:
         compared = Reference(reference, Contract.from_json(json.dumps(model.contract)), images)
-        parity = compared.parity(file, Tolerance(**limits) if decides else WATCHED)
+        parity = compared.parity(file, tolerance or WATCHED)
     logger.info("parity: %s", parity.sentence)
-    if decides and not parity.verdict:
+    if tolerance and not parity.verdict:
         raise VerdictError(f"build_engine: the engine does not detect what {model.file} detects: {parity.sentence}")
     found = {name: getattr(parity, name) for name in ParityRecord.model_fields if hasattr(parity, name)}
     return ParityRecord(**(found | {"reference": model.name, "images": len(images), "passed": parity.verdict}))

@@ -4,9 +4,7 @@ is."""
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
-from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,8 +46,8 @@ class OnnxRuntime(Backend):
     """An ONNX Runtime session.
 
     `provider` is cpu, cuda, tensorrt or openvino and is the one really used, by every node that gives more than a few
-    numbers, or DeployError says why not; `threads` work inside an operator, by default as many as this process may use cores. Raises DeployError when two distributions of ONNX
-    Runtime shadow each other.
+    numbers, or DeployError says why not; `threads` work inside an operator, by default as many as this process may use
+    cores. Raises DeployError when two distributions of ONNX Runtime shadow each other.
     """
 
     def __init__(self, file: Path, provider: str = "cpu", threads: int | None = None) -> None:
@@ -76,9 +74,10 @@ class OnnxRuntime(Backend):
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
-        if provider != "cpu":
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(tempfile.mkdtemp(prefix="onnxruntime-")) / "profile")
+        # A session that is given the CPU alone has nothing to fall back to.
+        folder = None if provider == "cpu" else tempfile.TemporaryDirectory()
+        if folder:
+            options.enable_profiling, options.profile_file_prefix = True, f"{folder.name}/profile"
         options.log_severity_level = 3  # errors; a fallback, which ONNX Runtime only warns of, is caught below
         try:
             self._session = onnxruntime.InferenceSession(
@@ -93,8 +92,7 @@ class OnnxRuntime(Backend):
         self._file = file
         self._input_name, self._output_names = self._names()
         self._input_shape = self._session.get_inputs()[0].shape
-        # A session that was given the CPU alone has nothing to fall back to.
-        self._nodes = {} if provider == "cpu" else self._assigned()
+        self._nodes = self._assigned() if folder else {}
 
     def infer(self, images_BHWC: NDArray[np.uint8]) -> Candidates:
         """Candidates of uint8 RGB images. Raises DeployError when their shape or type is not what the file takes."""
@@ -137,10 +135,8 @@ class OnnxRuntime(Backend):
         """How many nodes ran on each provider, of one image; DeployError where one that matters ran elsewhere."""
         shape = [size if isinstance(size, int) else 1 for size in self._input_shape]
         self.infer(np.zeros(shape, np.uint8))
-        profile = Path(self._session.end_profiling())
-        nodes = [event for event in json.loads(profile.read_text()) if event.get("cat") == "Node"]
-        shutil.rmtree(profile.parent)
-        return check_nodes(_PROVIDERS[self._provider], nodes)
+        profile = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        return check_nodes(_PROVIDERS[self._provider], profile)
 
     def _names(self) -> tuple[str, list[str]]:
         inputs = [one.name for one in self._session.get_inputs()]
@@ -163,8 +159,10 @@ def check_nodes(wanted: str, events: list[dict[str, Any]]) -> dict[str, int]:
 
     Raises DeployError where none ran on the one wanted, or one that gives more than a few numbers ran on another.
     """
-    ran = {event["name"]: event["args"] for event in events if "provider" in event.get("args", {})}
-    counts = dict(Counter(args["provider"] for args in ran.values()))
+    ran = {event["name"]: event["args"] for event in events if event.get("args", {}).get("provider")}
+    counts: dict[str, int] = {}
+    for args in ran.values():
+        counts[args["provider"]] = counts.get(args["provider"], 0) + 1
     elsewhere = [
         f"{args['op_name']} on {args['provider']}"
         for args in ran.values()

@@ -218,12 +218,12 @@ def _requested(model: Any, precision: str) -> tuple[Layer, ...]:
 
 
 def _reads_quantised(operation: Any) -> bool:
-    source = operation.input_value(0)
-    while source.get_node().get_type_name() in _PASSING:
-        if source.get_element_type().to_string() in ("u8", "i8"):
-            return True
-        source = source.get_node().input_value(0)
-    return source.get_node().get_type_name() == "FakeQuantize" or source.get_element_type().to_string() in ("u8", "i8")
+    """Whether what it reads was quantised: a QuantizeLinear is a FakeQuantize here. Bytes alone tell nothing: the images
+    are bytes too."""
+    node = operation.input_value(0).get_node()
+    while node.get_type_name() in _PASSING:
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "FakeQuantize")
 
 
 def _built(operation: Any) -> Layer:

@@ -67,9 +67,7 @@ class TensorRT(TrtBackend):
             "optimization_level": optimization_level,
             "timing_cache": timing_cache,
         }
-        described = write(
-            trt, network, config, onnx, file, backend=cls.name(), made_for=made_for, settings=settings
-        )
+        described = write(trt, network, config, onnx, file, backend=cls.name(), made_for=made_for, settings=settings)
         if cache:
             described.built_by["timing_cache"] = {"before": cache.sha256, "after": cache.keep()}
             described.write(file)

@@ -67,7 +67,9 @@ class TensorRTRTX(TrtBackend):
         """The release, which must be the very same, and the compute capabilities: those given, or this GPU's."""
         trt = cls.module()
         if isinstance(compute_capabilities, str | float):
-            raise DeployError(f'tensorrt_rtx: compute_capabilities is a list, as ["8.6"], given {compute_capabilities!r}')
+            raise DeployError(
+                f'tensorrt_rtx: compute_capabilities is a list, as ["8.6"], given {compute_capabilities!r}'
+            )
         capabilities = [str(one) for one in compute_capabilities]
         if not capabilities:
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.artifact import Artifact
 from pipeline.errors import UserError
@@ -45,7 +45,7 @@ class ExportedModel(Artifact):
     """None where the file was not executed: nothing is known of what it computes."""
     not_executed: str = ""
     """Why an engine was built and not run; empty where it ran."""
-    made_for: dict[str, Any] = {}
+    made_for: dict[str, Any] = Field(default_factory=dict)
     """What a machine must have to run an engine: compute capabilities, versions; empty where any will do."""
     census: dict[str, Any] | None = None
     """Of an engine: the precision of its layers as asked for and as built, by deploy.census."""
