@@ -38,8 +38,9 @@ class Predictor:
         self.contract = contract
 
     @classmethod
-    def open(cls, path: Path | str, backend: str = "onnxruntime", **settings: Any) -> Predictor:
-        """A bundle's folder, or an exported file that carries its contract. `settings` are the backend's.
+    def open(cls, path: Path | str, backend: str | None = None, **settings: Any) -> Predictor:
+        """A bundle's folder, or an exported file that carries its contract. `backend` is by default that of the file's
+        sidecar, else onnxruntime; `settings` are the backend's.
 
         Raises DeployError when the bundle was changed, the file has no contract or the backend cannot be what it was
         asked to be.

@@ -21,8 +21,9 @@ from stages.artifacts.reports import LatencyReport, LatencyRow
 from stages.data.coco import CocoSplit
 from stages.evaluation.there import image_files, model_files, model_settings, sent, taken
 
+BACKENDS = tuple(f"deploy.backends.{name}" for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"))
 # Run in a process of their own, here or there.
-CODE = ("deploy.__main__", "deploy.latency", "deploy.tasks.benchmark", "deploy.backends.onnxruntime")
+CODE = ("deploy.__main__", "deploy.latency", "deploy.tasks.benchmark", *BACKENDS)
 
 
 class Config(BaseConfig):
@@ -45,7 +46,9 @@ def run(config: Config, directory: Path, *, data: Dataset, models: list[Exported
     split = CocoSplit(data.folder("val"), data.annotations("val"))
     rows = []
     for model in models:
-        found = measured(model.path(model.file), split.files[: config.images], config)
+        model.refuse_unexecuted("benchmark")
+    for model in models:
+        found = measured(model, split.files[: config.images], config)
         rows.append(row_of(model, found))
     return LatencyReport(rows=tuple(rows))
 
@@ -92,7 +95,7 @@ def row_of(model: ExportedModel, found: dict[str, Any], target: str = "") -> Lat
         target=target,
         runtime=found["backend"],
         steps=found["steps"],
-        threads=found["backend"]["threads"],
+        threads=found["backend"].get("threads", 1),  # of a GPU's engine: the one that waits for it
         flops=model.flops,
         peak_memory_mb=peak / 1e6 if peak else None,
         reliable=found["reliable"],
@@ -100,10 +103,11 @@ def row_of(model: ExportedModel, found: dict[str, Any], target: str = "") -> Lat
     )
 
 
-def measured(file: Path, images: list[Path], config: Config) -> dict[str, Any]:
+def measured(model: ExportedModel, images: list[Path], config: Config) -> dict[str, Any]:
     """What `deploy benchmark --json` says of a file: here as on a device. Raises PipelineError with its words."""
+    file = model.path(model.file)
     command = [sys.executable, "-P", "-m", "deploy", "benchmark", str(file), *map(str, images)]
-    command += ["--iterations", str(config.iterations), "--json"]
+    command += ["--iterations", str(config.iterations), "--json", "--backend", model.backend]
     if config.threads:
         command += ["--threads", str(config.threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -20,7 +20,8 @@ from stages.artifacts.reports import AccuracyReport, AccuracyRow, LatencyReport,
 from stages.data.coco import CocoSplit
 
 FOLDER = "bundle"
-CODE = ("deploy.backends.onnxruntime",)  # reached by name at run time
+# Reached by name at run time.
+CODE = tuple(f"deploy.backends.{name}" for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"))
 
 
 class Config(BaseConfig):
@@ -56,6 +57,7 @@ def run(
 ) -> Bundle:
     """Bundle the one model. Every report guards it: with a failed gate this stage does not run."""
     (model,) = models
+    model.refuse_unexecuted("release")
     contract = Contract.from_json(json.dumps(model.contract))
     measured = next((row for part in accuracy for row in part.rows if row.sha256 == model.sha256), None)
     if measured is None:
@@ -84,7 +86,7 @@ def run(
 
 def first_sample(model: ExportedModel, data: Dataset, contract: Contract) -> tuple[Path, Any]:
     """The first validation image on which the file finds something, and what it finds."""
-    with Predictor.open(model.path(model.file)) as predictor:
+    with Predictor.open(model.path(model.file), model.backend) as predictor:
         for image in CocoSplit(data.folder("val"), data.annotations("val")).files:
             (found,) = predictor([image])
             if len(found):
@@ -147,7 +149,8 @@ def card(
             f"p99 {number(total['p99'], 2)}, on {timed.machine['cpu']}, {timed.threads} threads{doubt}"
         )
     lines += [
-        f"- parity with PyTorch: {model.parity.sentence}",
+        f"- parity with {model.parity.reference if model.parity else 'nothing'}: "
+        f"{model.parity.sentence if model.parity else model.not_executed}",
         "",
         "## Use",
         "",
