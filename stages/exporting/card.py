@@ -70,7 +70,7 @@ def measured_lines(one: ExportedModel, model: Model) -> list[str]:
             f"- milliseconds of one image, file to detections: p50 {number(total['p50'], 2)}, "
             f"p99 {number(total['p99'], 2)}, on {row['machine']['cpu']}, {row['threads']} threads{doubt}"
         )
-    return [*lines, f"- parity: {one.parity.sentence}"]
+    return [*lines, f"- parity: {one.parity.sentence if one.parity else one.not_executed}"]
 
 
 def number(value: float | None, digits: int = 3) -> str:
