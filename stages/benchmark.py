@@ -103,8 +103,11 @@ def combinations(
     config: Config, models: Sequence[ExportedModel]
 ) -> dict[str, tuple[ExportedModel, int | None, int | None]]:
     """Model, batch and threads of every measurement, by the name of its task."""
-    every = list(product(models, sweep(config.batch), sweep(config.threads)))
-    return {f"{model.name}-{number}": (model, batch, threads) for number, (model, batch, threads) in enumerate(every)}
+    several = len(sweep(config.batch)) * len(sweep(config.threads)) > 1
+    return {
+        f"{model.name}-batch{batch}-threads{threads or 'all'}" if several else model.name: (model, batch, threads)
+        for model, batch, threads in product(models, sweep(config.batch), sweep(config.threads))
+    }
 
 
 def sweep(value: int | list[int] | None) -> Sequence[int | None]:
