@@ -1,4 +1,4 @@
-"""The CLI of a released model: deploy predict | validate | benchmark | verify | inspect | convert | work.
+"""The CLI of a released model: deploy predict | validate | benchmark | verify | inspect | convert | build | work.
 
 Exit codes: 0 all is well, 1 a bug, 2 something given is wrong, 3 a verdict failed, 130 interrupted. JSON goes to
 standard output, all that is meant for people but a command's own table to standard error. A command imports only what
@@ -211,6 +211,33 @@ def work(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def build(arguments: argparse.Namespace) -> int:
+    """Builds an engine from an ONNX file and prints its sidecar's words on what was asked for and what was made."""
+    from deploy.backend import build_engine
+
+    made = build_engine(arguments.onnx, arguments.engine, arguments.backend, **_given(arguments.set))
+    if arguments.json:
+        print(json.dumps(made, indent=1))
+        return 0
+    print(f"{arguments.engine}: {made['engine_bytes'] / 1e6:.1f} MB, {made['backend']}, for {made['made_for']}")
+    print(f"{made['settings']['precision']}: {made['census']['sentence']}")
+    return 0
+
+
+def _given(settings: Sequence[str]) -> dict[str, Any]:
+    """`name=value` with JSON values; what is no JSON is text."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise DeployError(f"--set: NAME=VALUE is wanted, given {setting}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deploy", description="Run, check and measure a released detector.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -225,7 +252,9 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--model", metavar="FILE", help=f"a file of the bundle (default: {default})")
         if not runs:
             return one
-        one.add_argument("--backend", help="the runtime (default: that of the bundle's file, else onnxruntime)")
+        one.add_argument(
+            "--backend", help="the runtime (default: that of the bundle's file or the engine, else onnxruntime)"
+        )
         one.add_argument("--provider", help="what the runtime computes on, such as cpu or cuda (default: its own)")
         one.add_argument(
             "--threads",
@@ -260,6 +289,13 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=work)
     one.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="a folder with work.json")
     one.add_argument("--task", help=argparse.SUPPRESS)  # this one alone, in this process
+    one = commands.add_parser("build", help="build an engine", description=build.__doc__)
+    one.set_defaults(command=build)
+    one.add_argument("onnx", type=Path, metavar="ONNX", help="an exported file with its contract")
+    one.add_argument("engine", type=Path, metavar="ENGINE", help="the file to write; its sidecar lies beside it")
+    one.add_argument("--backend", required=True, help="such as tensorrt, tensorrt_rtx or openvino")
+    one.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of its build, as JSON")
+    one.add_argument("--json", action="store_true", help="print the whole sidecar")
     return parser
 
 

@@ -12,8 +12,9 @@ import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from deploy import sidecar
 from deploy.errors import DeployError
 
 if TYPE_CHECKING:
@@ -53,6 +54,34 @@ class Backend(ABC):
     """An open file. Timing a call of `infer` times the work: it returns when the results are on the host, in fresh
     arrays.
     """
+
+    SUFFIX: ClassVar[str] = ".onnx"  # of the files it opens; another than .onnx is that of an engine, which it builds
+
+    @classmethod
+    def build(cls, onnx: Path, file: Path, *_: Any, **settings: Any) -> dict[str, Any]:
+        """Makes this backend's file and its sidecar from an ONNX file that carries a contract; returns the sidecar.
+
+        Raises DeployError where it cannot, or what it would make is not what was asked for; then there is no file.
+        """
+        raise DeployError(f"{onnx}: backend {cls.name()} takes the ONNX file as it is; nothing is to be built")
+
+    @classmethod
+    def made_for(cls, **settings: Any) -> dict[str, Any]:
+        """What a machine must have to run what `build` makes here with these settings. JSON values.
+
+        Raises DeployError where nothing can be built here.
+        """
+        return {}
+
+    @classmethod
+    def obstacle(cls, made_for: dict[str, Any]) -> str | None:
+        """What keeps this machine from running a file that was made for such a one; None where nothing is known to."""
+        return None
+
+    @classmethod
+    def name(cls) -> str:
+        """Its name in settings: that of its file."""
+        return cls.__module__.rpartition(".")[2]
 
     @abstractmethod
     def infer(self, images_BHWC: NDArray[np.uint8]) -> Candidates:
@@ -98,14 +127,36 @@ def backend_class(name: str) -> type[Backend]:
     return found[0]
 
 
-def open_backend(file: Path, name: str = "onnxruntime", **settings: Any) -> Backend:
-    """Opens an exported file on the backend of that name.
+def open_backend(file: Path, name: str | None = None, **settings: Any) -> Backend:
+    """Opens an exported file on the backend of that name: by default that of the sidecar beside it, else onnxruntime.
 
     Raises DeployError for an unknown name, setting or a file it cannot open.
     """
+    if name is None:
+        beside = sidecar.peek(Path(file))
+        name = beside.backend if beside else "onnxruntime"
     found = backend_class(name)
-    known = [one for one in inspect.signature(found).parameters if one != "file"]
-    if unknown := sorted(set(settings) - set(known)):
-        raise DeployError(f"backend {name}: unknown setting {', '.join(unknown)}; it knows {', '.join(known)}")
+    _refuse_unknown(settings, [one for one in inspect.signature(found).parameters if one != "file"], name)
     make: Callable[..., Backend] = found
     return make(Path(file), **settings)
+
+
+def build_engine(onnx: Path, file: Path, name: str, **settings: Any) -> dict[str, Any]:
+    """Builds an engine of the backend of that name from an ONNX file; returns its sidecar.
+
+    Raises DeployError for an unknown name or setting, and where `Backend.build` does.
+    """
+    found = backend_class(name)
+    if found.SUFFIX != ".onnx":  # else Backend.build says that nothing is to be built
+        _refuse_unknown(settings, build_settings(name), name)
+    return found.build(Path(onnx), Path(file), **settings)
+
+
+def build_settings(name: str) -> list[str]:
+    """The settings that `build_engine` knows for a backend."""
+    return [one for one in inspect.signature(backend_class(name).build).parameters if one not in ("onnx", "file")]
+
+
+def _refuse_unknown(settings: dict[str, Any], known: list[str], name: str) -> None:
+    if unknown := sorted(set(settings) - set(known)):
+        raise DeployError(f"backend {name}: unknown setting {', '.join(unknown)}; it knows {', '.join(known)}")

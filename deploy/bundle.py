@@ -23,6 +23,7 @@ import numpy as np
 from deploy.detections import Detections
 from deploy.errors import DeployError
 from deploy.manifest import SCHEMA_VERSION, Model, models_of, problems_of, upgraded
+from deploy.sidecar import beside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -168,8 +169,8 @@ def write(
         (partial / "README.md").write_text(card, encoding="utf-8")
         for file, model in models:
             shutil.copyfile(file, partial / model.file)
-            if (beside := sidecar(file)).is_file():
-                shutil.copyfile(beside, sidecar(partial / model.file))
+            if (sidecar := beside(file)).is_file():
+                shutil.copyfile(sidecar, beside(partial / model.file))
         described = _write_sample(partial, sample, models[0][1].contract) if sample else None
         files = sorted(file for file in partial.rglob("*") if file.is_file())
         manifest = release | {
@@ -190,11 +191,6 @@ def write(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return Bundle.open(directory)
-
-
-def sidecar(file: Path) -> Path:
-    """Where an engine's contract and identity lie: beside it, so that every other tool can read the engine."""
-    return file.with_name(f"{file.name}.json")
 
 
 def digest(file: Path) -> dict[str, Any]:

@@ -37,6 +37,19 @@ def cpu_model() -> str:
     return board or platform.processor() or platform.machine()
 
 
+# What multiplies eight bits, in the words of /proc/cpuinfo: x86, then ARM.
+_INT8 = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+
+
+def int8_instructions() -> tuple[str, ...]:
+    """What this CPU has for products of eight-bit numbers; empty where it cannot be read."""
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.lower().startswith(("flags", "features")):
+            there = set(line.partition(":")[2].split())
+            return tuple(name for name in _INT8 if name in there)
+    return ()
+
+
 def _memory_bytes() -> int | None:
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith("MemTotal:"):

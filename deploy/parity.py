@@ -7,7 +7,7 @@ error.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from deploy.contract import Contract
 
 _MATCH_IOU = 0.5  # below it two boxes do not show the same object
 
@@ -34,6 +36,11 @@ class Tolerance:
 FLOAT32 = Tolerance(box_px=0.1, score=1e-3)
 # Half precision moves boxes by about half a pixel and scores by some thousandths.
 FLOAT16 = Tolerance(box_px=1.0, score=1e-2)
+
+
+def unsuppressed(contract: Contract) -> Contract:
+    """The contract by which all that leaves the graph is a detection: no box is suppressed by another."""
+    return replace(contract, nms_iou=1.0, max_detections=contract.candidates)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ class Predictor:
         """A bundle's folder, or an exported file that carries its contract. `settings` are the backend's.
 
         Of a bundle with several models the fastest that runs on this device is taken (`deploy.selection`), or `model`,
-        a file's name; a file that is none of a bundle is opened by ONNX Runtime unless `backend` names another. Raises
+        a file's name; a file that is none of a bundle is opened by its
+        sidecar's backend, else by ONNX Runtime, unless `backend` names another. Raises
         DeployError when the bundle was changed, the file has no contract or the backend cannot be what it was asked to
         be.
         """
@@ -67,7 +68,7 @@ class Predictor:
             raise DeployError(f"{path}: model {model!r} is chosen from a bundle's folder, and this is a file")
         else:
             file = path
-        opened = open_backend(file, backend or "onnxruntime", **settings)
+        opened = open_backend(file, backend, **settings)
         try:
             contract = Contract.from_metadata(opened.metadata(), str(file))
             # release.json protects the model by its hash, and the model release.json by its contract.

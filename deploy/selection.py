@@ -7,13 +7,13 @@ and of the device's facts alone. What was refused says why, and how to make a fi
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import re
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from deploy.device import device as described
 from deploy.errors import DeployError
 from deploy.machine import cpu_model
 from deploy.manifest import provider_of, runtime_of
@@ -203,38 +203,14 @@ def _providers() -> tuple[str, ...]:
 
 
 def _nvidia() -> dict[str, Any]:
-    """Name, compute capability, driver and CUDA of the first NVIDIA GPU that CUDA shows; empty where there is none.
-
-    Asked of the driver itself, as CUDA's own numbering has it: what nvidia-smi calls 0 may be another.
-    """
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
+    """Name, compute capability, driver and CUDA of the GPU that CUDA puts first; empty where there is none."""
+    found = described()
+    if not found["gpus"]:
         return {}
-    device, version, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    done = [
-        cuda.cuInit(0),
-        cuda.cuDeviceGet(ctypes.byref(device), 0),
-        cuda.cuDeviceGetName(name, len(name), device),
-        cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device),  # compute capability, major and minor
-        cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device),
-        cuda.cuDriverGetVersion(ctypes.byref(version)),
-    ]
-    if any(done):
-        return {}
+    first = found["gpus"][0]
     return {
-        "gpu": name.value.decode(),
-        "compute_capability": f"{major.value}.{minor.value}",
-        "driver": _driver(),
-        "cuda": f"{version.value // 1000}.{version.value % 1000 // 10}",
+        "gpu": first["name"],
+        "compute_capability": first["compute_capability"],
+        "driver": found["driver"],
+        "cuda": found["cuda"],
     }
-
-
-def _driver() -> str | None:
-    try:
-        with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
-            found = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", file.read())
-    except OSError:
-        return None
-    return found[0] if found else None

@@ -23,14 +23,9 @@ from stages.artifacts.reports import LatencyReport, LatencyRow
 from stages.data.coco import CocoSplit
 from stages.evaluation.there import image_files, model_files, model_settings, sent, taken
 
+BACKENDS = tuple(f"deploy.backends.{name}" for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"))
 # Run in a process of their own, here or there.
-CODE = (
-    "deploy.__main__",
-    "deploy.arrivals",
-    "deploy.latency",
-    "deploy.tasks.benchmark",
-    "deploy.backends.onnxruntime",
-)
+CODE = ("deploy.__main__", "deploy.arrivals", "deploy.latency", "deploy.tasks.benchmark", *BACKENDS)
 
 
 class Config(BaseConfig):
@@ -65,8 +60,10 @@ def run(config: Config, directory: Path, *, data: Dataset, models: list[Exported
     split = CocoSplit(data.folder("val"), data.annotations("val"))
     rows: list[LatencyRow] = []
     for model in models:
+        model.refuse_unexecuted("benchmark")
+    for model in models:
         for batch, threads in product(sweep(config.batch), sweep(config.threads)):
-            found = measured(model.path(model.file), split.files[: config.images], config, batch, threads)
+            found = measured(model, split.files[: config.images], config, batch, threads)
             rows.append(row_of(model, found, directory, len(rows)))
     return LatencyReport(rows=tuple(rows))
 
@@ -136,7 +133,7 @@ def row_of(model: ExportedModel, found: dict[str, Any], directory: Path, number:
         target=target,
         runtime=found["backend"],
         steps=found["steps"],
-        threads=found["backend"]["threads"],
+        threads=found["backend"].get("threads", 1),  # of a GPU's engine: the one that waits for it
         batch=found["batch"],
         images_per_second=found["images_per_second"],
         flops=model.flops,
@@ -165,10 +162,13 @@ def told(row: LatencyRow) -> None:
     )
 
 
-def measured(file: Path, images: list[Path], config: Config, batch: int | None, threads: int | None) -> dict[str, Any]:
+def measured(
+    model: ExportedModel, images: list[Path], config: Config, batch: int | None, threads: int | None
+) -> dict[str, Any]:
     """What `deploy benchmark --json` says of a file: here as on a device. Raises PipelineError with its words."""
+    file = model.path(model.file)
     command = [sys.executable, "-P", "-m", "deploy", "benchmark", str(file), *map(str, images)]
-    command += ["--iterations", str(config.iterations), "--json", "--batch", str(batch)]
+    command += ["--iterations", str(config.iterations), "--json", "--batch", str(batch), "--backend", model.backend]
     for name, value in (("--threads", threads), ("--rate", config.rate)):
         command += [name, str(value)] if value else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)

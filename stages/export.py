@@ -5,33 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 from pydantic import Field
 
-from deploy.backend import Backend
 from deploy.contract import Contract
-from deploy.detections import Detections
-from deploy.parity import Parity, Tolerance, compare
+from deploy.parity import Tolerance
 from deploy.predictor import Predictor
-from pipeline.config import BaseConfig, Choice
+from pipeline.config import BaseConfig
 from pipeline.errors import UserError, VerdictError
 from pipeline.log import logger
-from pipeline.stage import NodeView
 from stages.artifacts.checkpoint import Checkpoint
 from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel, ParityRecord
 from stages.data.coco import CocoSplit
-from stages.detection.detector import Detector
 from stages.detection.load import load_detector, parameter_count
+from stages.detection.planned import planned_detector
 from stages.evaluation.flops import inference_flops
 from stages.evaluation.in_memory import InMemory
 from stages.evaluation.measure import contract_for
+from stages.exporting.agreement import Reference
 from stages.exporting.nms import add_nms, nms_parity
 from stages.exporting.onnx_file import OPSET, write_onnx
+from stages.exporting.precision import lower
+from stages.exporting.tracing import traced
 
 CODE = ("deploy.backends.onnxruntime",)  # reached by name at run time
 
@@ -54,6 +53,17 @@ class Config(BaseConfig):
     """Largest difference of a box edge, in pixels of the original image."""
     parity_score: float = Field(default=1e-3, gt=0)
     """Largest difference of a score."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """fp16 makes the file strongly typed, its layers in half precision, the decoding in single: for GPUs."""
+    fp32_layers: tuple[str, ...] | None = None
+    """Layers of an fp16 file that stay in float32, by names or patterns, as `head.*`; the fewest that parity needs if not
+    given."""
+    max_fp32_layers: int = Field(default=8, ge=0)
+    """Most layers that may be found to need float32."""
+    parity_fp16_box_px: float = Field(default=1.0, gt=0)
+    """As parity_box_px, for an fp16 file."""
+    parity_fp16_score: float = Field(default=1e-2, gt=0)
+    """As parity_score, for an fp16 file."""
 
 
 def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Dataset) -> ExportedModel:
@@ -72,10 +82,17 @@ def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Datase
     file = directory / "model.onnx"
     initialisers, constants = write_onnx(detector, data.height, data.width, config.candidates, file)
     contract.write_to_onnx(file)
-    onnx.checker.check_model(str(file), full_check=True)
     images = CocoSplit(data.folder("val"), data.annotations("val")).files[: config.parity_images]
-    with Predictor.open(file) as written:
-        parity = parity_on(images, InMemory(detector, config.candidates), written, config)
+    reference = Reference(InMemory(detector, config.candidates), contract, images)
+    islands: tuple[str, ...] = ()
+    if config.precision == "fp32":
+        parity = reference.parity(file, Tolerance(config.parity_box_px, config.parity_score))
+    else:
+        tolerance, whole = Tolerance(config.parity_fp16_box_px, config.parity_fp16_score), onnx.load(file)
+        islands, parity = lower(
+            file, lambda twin: reference.parity(twin, tolerance), config.fp32_layers, config.max_fp32_layers
+        )
+        initialisers, constants = traced(onnx.load(file), whole, "export")
     logger.info("parity: %s", parity.sentence)
     if not parity.verdict:
         raise VerdictError(f"export: the ONNX file does not detect what PyTorch detects: {parity.sentence}")
@@ -85,6 +102,8 @@ def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Datase
         sentences.append(sentence)
     return ExportedModel(
         file=file.name,
+        precision=config.precision,
+        float_layers=islands,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
         bytes=file.stat().st_size,
         classes=data.classes,
@@ -122,37 +141,9 @@ def with_nms_inside(file: Path, contract: Contract, images: Sequence[Path]) -> t
     return changed, sentence
 
 
-def parity_on(images: Sequence[Path], reference: Backend, shipped: Predictor, config: Config) -> Parity:
-    """Compare what the file and the reference detect in the same images, both as the file's contract says."""
-    contract = shipped.contract
-    tolerance, threshold = Tolerance(config.parity_box_px, config.parity_score), contract.evaluation_score_threshold
-
-    def detections(like: Contract) -> tuple[list[Detections], list[Detections]]:
-        # Batches of two and more: a file that only works with one image would pass otherwise.
-        mine, theirs = (Predictor(backend, like) for backend in (reference, shipped.backend))
-        return list(mine.batch(images, 4, threshold)), list(theirs.batch(images, 4, threshold))
-
-    mine, theirs = detections(contract)
-    parity = compare(mine, theirs, tolerance, threshold, config.max_detections)
-    if parity.verdict:
-        return parity
-    # Two boxes that overlap by NMS's limit, to the last bit, are one detection here and another there. Then both have both.
-    before = detections(replace(contract, nms_iou=1.0, max_detections=config.candidates))
-    return compare(mine, theirs, tolerance, threshold, config.max_detections, before)
-
-
 def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
     """Only a dense detector has a static graph."""
     for node in wired.get("checkpoint", ()):
-        choice = _detector(node)
+        choice = planned_detector(node)
         if choice is not None and not choice.cls.exportable:
             yield f"{choice.name} of stage {node.name} cannot be exported; export a dense detector, as retinanet"
-
-
-def _detector(node: NodeView) -> Choice[Detector] | None:
-    """The detector whose weights a stage gives: the one that it trains or distils, or that of the checkpoint it is given."""
-    for name in ("detector", "student"):
-        choice: Choice[Detector] | None = getattr(node.config, name, None)
-        if choice is not None:
-            return choice
-    return next((_detector(behind) for behind in node.feeding("checkpoint")), None)

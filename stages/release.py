@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploy import bundle
+from deploy import bundle, sidecar
 from deploy.contract import Contract
 from deploy.errors import DeployError
 from deploy.manifest import Model
@@ -26,7 +26,8 @@ from stages.data.coco import CocoSplit
 from stages.exporting.card import card
 
 FOLDER = "bundle"
-CODE = ("deploy.backends.onnxruntime",)  # reached by name at run time
+# Reached by name at run time.
+CODE = tuple(f"deploy.backends.{name}" for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"))
 
 
 class Config(BaseConfig):
@@ -89,19 +90,17 @@ def released(
     """What release.json says of a model. Raises UserError when no AP was measured on this very file."""
     measured = accuracy_of(model, accuracy)
     timed = [row for part in latency for row in part.rows if row.sha256 == model.sha256]
-    beside = bundle.sidecar(model.path(model.file))
-    engine = json.loads(beside.read_text()) if beside.is_file() else {}
-    built = f"deploy build {engine.get('onnx', 'MODEL.onnx')} {file} --backend {model.backend}" if engine else ""
+    engine = sidecar.peek(model.path(model.file))
     return Model(
         file=file,
         sha256=model.sha256,
         backend=model.backend,
         precision=model.precision,
         contract=Contract.from_json(json.dumps(model.contract)),
-        made_for=engine.get("made_for", {}),
+        made_for=model.made_for,
         accuracy=measured.model_dump(mode="json", exclude={"results"}),
         latency=tuple(row.model_dump(mode="json", exclude={"calls"}) for row in timed),
-        rebuild=config.rebuild or built,
+        rebuild=config.rebuild or (engine.command if engine else ""),
     )
 
 

@@ -18,7 +18,7 @@ from stages.artifacts.exported_model import ExportedModel
 from stages.artifacts.reports import AccuracyReport, Gate, LatencyReport, Report
 from stages.evaluation.report.arms import Experiment, experiment
 from stages.evaluation.report.arms import verdict as arms_verdict
-from stages.evaluation.report.chain import Chain, Hop, chains, distinct, explained, hops
+from stages.evaluation.report.chain import Chain, Hop, chains, distinct, explained, hops, narrowed
 from stages.evaluation.report.comparison import Comparison, compare
 from stages.evaluation.report.evidence import Evidence, Roles, stage_of
 from stages.evaluation.report.gates import Gates, failure, judge, junit, verdict
@@ -198,7 +198,13 @@ def recorded(evidence: Evidence, findings: Findings, page: Page) -> dict[str, An
         "rows": [row_record(evidence, index) for index in range(len(evidence.rows))],
         "gates": [gate.model_dump() for gate in findings.gates],
         "hops": [
-            {name: rounded(value) if isinstance(value, float) else value for name, value in hop.model_dump().items()}
+            {
+                **{
+                    name: rounded(value) if isinstance(value, float) else value
+                    for name, value in hop.model_dump().items()
+                },
+                "lost_by_size": {size: rounded(value) for size, value in hop.lost_by_size},
+            }
             for hop in findings.hops
         ],
         "gain": {**findings.gain.to_dict(), "equal_time": longer.to_dict() if longer else None},
@@ -215,7 +221,8 @@ def lead(findings: Findings, evidence: Evidence) -> list[str]:
     compared = [f"against {one.control}: {one.sentence}" for one in known if one.pairs]
     arms = [arms_verdict(findings.experiment)] if findings.experiment else []
     shipped = hops(findings.chains[0], evidence) if findings.ships and findings.chains else []
-    return [*arms, *(compared or [one.sentence for one in known[:1]]), *(explained(shipped)[-1:] if shipped else [])]
+    lost = [*explained(shipped)[-1:], *narrowed(findings.hops)] if shipped else []
+    return [*arms, *(compared or [one.sentence for one in known[:1]]), *lost]
 
 
 def facts(evidence: Evidence, gain: Comparison) -> list[tuple[str, str]]:

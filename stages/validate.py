@@ -35,7 +35,8 @@ from stages.evaluation.in_memory import InMemory
 from stages.evaluation.measure import BATCH, accuracy_of, contract_for
 from stages.evaluation.there import image_files, model_files, model_settings, sent, taken
 
-CODE = ("deploy.backends.onnxruntime",)  # reached by name at run time
+# Reached by name at run time.
+CODE = tuple(f"deploy.backends.{name}" for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"))
 _SAME = 1e-6  # two evaluators give one AP to within this
 
 
@@ -57,6 +58,8 @@ def run(
     contract = contract_for(data)
     if models:
         contract = before_nms(models[0])
+    for model in models:
+        model.refuse_unexecuted("validate")
     rows = []
     total = len(checkpoints) + len(models)
     with progress("validate", total, "model") as advance:
@@ -67,7 +70,7 @@ def run(
             rows.append(_row(checkpoint, described, accuracy, results, directory))
             advance(1)
         for model in models:
-            with Predictor.open(model.path(model.file)) as predictor:
+            with Predictor.open(model.path(model.file), model.backend) as predictor:
                 accuracy, results = evaluate_predictor(
                     predictor, data.folder("val"), data.annotations("val"), batch_size=BATCH
                 )

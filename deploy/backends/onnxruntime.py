@@ -1,7 +1,10 @@
-"""ONNX Runtime: the reference backend, on the CPU or on CUDA. Any ONNX file that carries a contract runs as it is."""
+"""ONNX Runtime: the reference backend, on the CPU, CUDA, TensorRT or OpenVINO. Any ONNX file with a contract runs as it
+is."""
 
 from __future__ import annotations
 
+import json
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,16 @@ from deploy.machine import cores, cpu_model
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+_PACKAGE = {"cuda": "'headstart[gpu]'", "tensorrt": "'headstart[gpu]'", "openvino": "onnxruntime-openvino"}
+# OpenVINO computes in bf16 on some CPUs unless it is told not to.
+_OPTIONS = {"openvino": {"device_type": "CPU", "precision": "FP32"}}
+_SMALL = 4096  # bytes that a node may give on another provider: arithmetic on shapes, which belongs on the CPU
 # They all install the same `onnxruntime` folder, and the last one installed wins without a word.
 _DISTRIBUTIONS = (
     "onnxruntime",
@@ -33,9 +45,9 @@ _DISTRIBUTIONS = (
 class OnnxRuntime(Backend):
     """An ONNX Runtime session.
 
-    `provider` is cpu or cuda and is the one really used, or DeployError says why not; `threads` work inside an
-    operator, by default as many as this process may use cores. Raises DeployError when two distributions of ONNX
-    Runtime shadow each other.
+    `provider` is cpu, cuda, tensorrt or openvino and is the one really used, by every node that gives more than a few
+    numbers, or DeployError says why not; `threads` work inside an operator, by default as many as this process may use
+    cores. Raises DeployError when two distributions of ONNX Runtime shadow each other.
     """
 
     def __init__(self, file: Path, provider: str = "cpu", threads: int | None = None) -> None:
@@ -58,19 +70,29 @@ class OnnxRuntime(Backend):
             raise DeployError(
                 f"onnxruntime: provider {provider} is not in this build, which has "
                 f"{', '.join(onnxruntime.get_available_providers())}; pip uninstall -y onnxruntime && "
-                "pip install 'headstart[gpu]', or choose the provider cpu"
+                f"pip install {_PACKAGE[provider]}, or choose the provider cpu"
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
+        # A session that is given the CPU alone has nothing to fall back to.
+        folder = None if provider == "cpu" else tempfile.TemporaryDirectory()
+        if folder:
+            options.enable_profiling, options.profile_file_prefix = True, f"{folder.name}/profile"
         options.log_severity_level = 3  # errors; a fallback, which ONNX Runtime only warns of, is caught below
         try:
-            self._session = onnxruntime.InferenceSession(str(file), options, providers=[_PROVIDERS[provider]])
+            self._session = onnxruntime.InferenceSession(
+                str(file),
+                options,
+                providers=[_PROVIDERS[provider]],
+                provider_options=[_OPTIONS.get(provider, {})],
+            )
         except Exception as error:  # its exceptions have no common class of their own
             raise DeployError(f"{file}: ONNX Runtime {self._version} cannot open the file ({error})") from error
         check_provider(_PROVIDERS[provider], self._session.get_providers())
         self._file = file
         self._input_name, self._output_names = self._names()
         self._input_shape = self._session.get_inputs()[0].shape
+        self._nodes = self._assigned() if folder else {}
 
     def infer(self, images_BHWC: NDArray[np.uint8]) -> Candidates:
         """Candidates of uint8 RGB images. Raises DeployError when their shape or type is not what the file takes."""
@@ -98,6 +120,7 @@ class OnnxRuntime(Backend):
             "threads": self._threads,
             "device": cpu_model() if self._provider == "cpu" else self._provider,
             "precision": "of the file",
+            **({"nodes": self._nodes} if self._nodes else {}),
         }
 
     def metadata(self) -> dict[str, str]:
@@ -107,6 +130,13 @@ class OnnxRuntime(Backend):
     def close(self) -> None:
         """Frees the session."""
         del self._session
+
+    def _assigned(self) -> dict[str, int]:
+        """How many nodes ran on each provider, of one image; DeployError where one that matters ran elsewhere."""
+        shape = [size if isinstance(size, int) else 1 for size in self._input_shape]
+        self.infer(np.zeros(shape, np.uint8))
+        profile = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        return check_nodes(_PROVIDERS[self._provider], profile)
 
     def _names(self) -> tuple[str, list[str]]:
         inputs = [one.name for one in self._session.get_inputs()]
@@ -122,6 +152,28 @@ class OnnxRuntime(Backend):
                 f"it takes {', '.join(inputs)} and gives {', '.join(outputs)}"
             )
         return name, wanted
+
+
+def check_nodes(wanted: str, events: list[dict[str, Any]]) -> dict[str, int]:
+    """How many nodes ran on each provider, from a session's profile.
+
+    Raises DeployError where none ran on the one wanted, or one that gives more than a few numbers ran on another.
+    """
+    ran = {event["name"]: event["args"] for event in events if event.get("args", {}).get("provider")}
+    counts: dict[str, int] = {}
+    for args in ran.values():
+        counts[args["provider"]] = counts.get(args["provider"], 0) + 1
+    elsewhere = [
+        f"{args['op_name']} on {args['provider']}"
+        for args in ran.values()
+        if args["provider"] != wanted and int(args["output_size"]) > _SMALL
+    ]
+    if elsewhere or wanted not in counts:
+        raise DeployError(
+            f"onnxruntime: {wanted} was asked for and {len(elsewhere) or 'all'} nodes that matter run elsewhere: "
+            f"{', '.join(elsewhere[:5]) or counts}; choose the provider cpu, or export the model for this one"
+        )
+    return counts
 
 
 def installed(folder: Path) -> list[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.artifact import Artifact
+from pipeline.errors import UserError
+
+Int8Runtime = Literal["onnxruntime", "tensorrt"]
+"""Whom an INT8 file is for: none serves both."""
 
 
 class ParityRecord(BaseModel):
@@ -25,12 +29,63 @@ class ParityRecord(BaseModel):
     sentence: str
 
 
+class LayerCost(BaseModel):
+    """What one layer's lower precision costs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layer: str
+    """Of its weight, as in the detector."""
+    disagreement: float
+    """Of the detections with this layer alone quantised from those of the float file: 0 the same, 1 nothing found again."""
+    kept: bool
+    """Whether the shipped file computes it in float."""
+
+
+class Quantisation(BaseModel):
+    """How a file got its eight bits, and what they cost on training images that it was not calibrated on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    runtime: Int8Runtime
+    """Whom the file is for: onnxruntime (uint8 activations) or tensorrt (int8 around zero)."""
+    calibration: str
+    """minmax, entropy or percentile."""
+    images: int
+    """Training images whose values gave the ranges; calibration.json names them."""
+    images_sha256: str
+    """Of the hashes of their pixels, sorted."""
+    validation_images: int
+    """Validation images whose pixels were compared with those of each: none is among them."""
+    left_out: tuple[str, ...]
+    """Training images drawn and not used, since they are validation images too."""
+    held_out: int
+    """Other training images, on which layers were chosen and the following was measured."""
+    ap_before: float
+    ap_after: float
+    ap_drop_low: float
+    """95 % interval of the loss, by a paired bootstrap over the held-out images."""
+    ap_drop_high: float
+    max_ap_drop: float
+    """The budget."""
+    layers: tuple[LayerCost, ...]
+    """The most sensitive first."""
+    cpu: str
+    instructions: tuple[str, ...]
+    """What this CPU has for eight-bit products, by the names in /proc/cpuinfo; none is said of other systems."""
+
+
 class ExportedModel(Artifact):
     """An ONNX file (or an engine) with its contract inside, and the proof that it computes what its source does."""
 
     file: str
+    """An engine's sidecar is this name with `.json` behind it."""
     backend: str = "onnxruntime"
     precision: str = "fp32"
+    """fp32, fp16 or int8: of its layers; what is before and behind them is always float32."""
+    float_layers: tuple[str, ...] = ()
+    """Layers that compute in float32 all the same."""
+    quantisation: Quantisation | None = None
     sha256: str
     bytes: int
     classes: tuple[str, ...]
@@ -41,10 +96,30 @@ class ExportedModel(Artifact):
     contract: dict[str, Any]
     candidates: int = 1000
     """Boxes an image before NMS; the contract's are those that leave the graph, fewer where NMS is inside."""
-    parity: ParityRecord
+    parity: ParityRecord | None
+    """None where the file was not executed: nothing is known of what it computes."""
+    not_executed: str = ""
+    """Why an engine was built and not run; empty where it ran."""
+    made_for: dict[str, Any] = Field(default_factory=dict)
+    """What a machine must have to run an engine: compute capabilities, versions; empty where any will do."""
+    census: dict[str, Any] | None = None
+    """Of an engine: the precision of its layers as asked for and as built, by deploy.census."""
     initialisers: int
     """Learnt tensors in the file, every one traced back to a tensor of the student."""
     constants: int
     """What else it holds: geometry of the anchors, integers of shapes, fills of one value. There is no third kind."""
     source: str
-    """Key of the checkpoint it was exported from."""
+    """Key of the checkpoint it was exported from, or of the exported model it was quantised or built from."""
+
+    @property
+    def executed(self) -> bool:
+        """Whether it has run, so that something is known of what it computes."""
+        return self.parity is not None
+
+    def refuse_unexecuted(self, stage: str) -> None:
+        """Raise UserError where the engine cannot be run by this machine."""
+        if not self.executed:
+            raise UserError(
+                f"{stage}: {self.name} cannot be executed here: {self.not_executed}; name the other models "
+                "(needs: {models: [...]}), or give the stage a target that has such a device"
+            )

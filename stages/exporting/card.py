@@ -70,7 +70,21 @@ def measured_lines(one: ExportedModel, model: Model) -> list[str]:
             f"- milliseconds of one image, file to detections: p50 {number(total['p50'], 2)}, "
             f"p99 {number(total['p99'], 2)}, on {row['machine']['cpu']}, {row['threads']} threads{doubt}"
         )
-    return [*lines, f"- parity: {one.parity.sentence}"]
+    against = f"against {one.parity.reference}, which it was made from: {one.parity.sentence}" if one.parity else ""
+    return [*lines, f"- {against or one.not_executed}", *quantised(one)]
+
+
+def quantised(model: ExportedModel) -> list[str]:
+    """How an INT8 file got its numbers; nothing of another file."""
+    told = model.quantisation
+    if told is None:
+        return []
+    lost, low, high = (100 * one for one in (told.ap_before - told.ap_after, told.ap_drop_low, told.ap_drop_high))
+    return [
+        f"- INT8 for {told.runtime}, calibrated on {told.images} training images (sha256 {told.images_sha256[:12]}), none of "
+        f"them a validation image; on {told.held_out} others it lost {lost:.1f} AP, 95 % interval [{low:.1f}, {high:.1f}]",
+        f"- layers in float32: {', '.join(model.float_layers) or 'none but the decoding'}",
+    ]
 
 
 def number(value: float | None, digits: int = 3) -> str:

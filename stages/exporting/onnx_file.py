@@ -105,7 +105,7 @@ def trace_initialisers(written: onnx.ModelProto, model: Detector, images_BHWC: T
         array = numpy_helper.to_array(tensor)
         if _content(array) in learnt:
             traced += 1
-        elif _says_nothing(array) or _content(array) in known:
+        elif says_nothing(array) or _content(array) in known:
             constants += 1
         else:
             foreign.append(f"{tensor.name} {list(array.shape)}")
@@ -116,7 +116,7 @@ def trace_initialisers(written: onnx.ModelProto, model: Detector, images_BHWC: T
     return traced, constants
 
 
-def _says_nothing(array: NDArray[Any]) -> bool:
+def says_nothing(array: NDArray[Any]) -> bool:
     """Shapes and axes (up to eight integers), and fills of one value."""
     if array.dtype.kind in "iub" and array.size <= 8:
         return True

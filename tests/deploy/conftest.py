@@ -90,6 +90,51 @@ def write_model(path: Path, boxes: np.ndarray, scores: np.ndarray, labels: np.nd
     return path
 
 
+def write_convolution(path: Path, precision: str, contract: Contract) -> Path:
+    """The tiny model, but brightness comes from a convolution that averages, in fp32, fp16, int8 (signed, around zero) or
+    uint8: what a white image gives is the same in all."""
+    model = onnx.load(write_model(path, BOXES, SCORES, LABELS, contract))
+    graph = model.graph
+    weight = np.full((8, 3, 4, 4), 1 / 48, np.float32)
+    half = precision == "fp16"
+    kind, nodes = np.float16 if half else np.float32, []
+    constants = {"scale_255": np.asarray(1 / 255, np.float32), "weight": weight.astype(kind)}
+    nodes.append(helper.make_node("Transpose", ["float"], ["float_BCHW"], perm=[0, 3, 1, 2]))
+    nodes.append(helper.make_node("Mul", ["float_BCHW", "scale_255"], ["input"]))
+    read, kernel = "input", "weight"
+    if half:
+        nodes.append(helper.make_node("Cast", ["input"], ["input_half"], to=TensorProto.FLOAT16))
+        read = "input_half"
+    elif precision in ("int8", "uint8"):
+        signed = precision == "int8"
+        constants |= {
+            "step": np.asarray(1 / (127 if signed else 255), np.float32),
+            "zero": np.asarray(0, np.int8 if signed else np.uint8),
+            "kernel_step": np.full(8, 1 / 48 / 127, np.float32),
+            "kernel_zero": np.zeros(8, np.int8),
+            "kernel_int8": np.full(weight.shape, 127, np.int8),
+        }
+        del constants["weight"]
+        nodes.append(helper.make_node("QuantizeLinear", ["input", "step", "zero"], ["input_q"], name="quantise"))
+        nodes.append(helper.make_node("DequantizeLinear", ["input_q", "step", "zero"], ["input_dq"], name="dequantise"))
+        scales = ["kernel_int8", "kernel_step", "kernel_zero"]
+        nodes.append(helper.make_node("DequantizeLinear", scales, ["kernel"], name="kernel_dequantise", axis=0))
+        read, kernel = "input_dq", "kernel"
+    nodes.append(helper.make_node("Conv", [read, kernel], ["averages"], name="average", strides=[4, 4]))
+    if half:
+        nodes.append(helper.make_node("Cast", ["averages"], ["averages_float"], to=TensorProto.FLOAT))
+    nodes.append(
+        helper.make_node("ReduceMean", ["averages_float" if half else "averages", "axes"], ["brightness"], keepdims=0)
+    )
+    cast, *rest = [node for node in graph.node if node.op_type not in ("ReduceMean", "Div")]
+    del graph.node[:]
+    graph.node.extend([cast, *nodes, *rest])
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
+
+
 def make_detections(*rows: tuple[list[float], float, int]) -> Detections:
     """Detections from (box_xyxy, score, label)."""
     return Detections.from_list([{"box_xyxy": box, "score": score, "label": label} for box, score, label in rows])
@@ -136,6 +181,12 @@ def model(tmp_path: Path) -> Path:
 def new_model() -> Callable[..., Path]:
     """Writes the tiny model with another contract."""
     return lambda path, contract: write_model(path, BOXES, SCORES, LABELS, contract)
+
+
+@pytest.fixture
+def new_convolution(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes the model with a convolution in a precision."""
+    return lambda precision: write_convolution(tmp_path / f"{precision}.onnx", precision, make_contract())
 
 
 @pytest.fixture

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -79,6 +82,55 @@ def test_a_silent_fallback_is_caught_when_the_file_is_opened(model, monkeypatch)
     )
     with pytest.raises(DeployError, match="the session runs on CPUExecutionProvider"):
         open_backend(model, provider="cuda")
+
+
+@pytest.fixture
+def profile(new_convolution, tmp_path):
+    """What ONNX Runtime itself says of a session on the CPU: which node ran where, and how much it gave."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    session = onnxruntime.InferenceSession(new_convolution("fp32"), options, ["CPUExecutionProvider"])
+    session.run(None, {"images": white(1)})
+    return json.loads(Path(session.end_profiling()).read_text())
+
+
+def test_every_node_that_matters_must_run_where_it_was_asked_to(profile):
+    counts = adapter.check_nodes("CPUExecutionProvider", profile)
+    assert set(counts) == {"CPUExecutionProvider"}
+    assert counts["CPUExecutionProvider"] > 3
+    with pytest.raises(
+        DeployError, match=r"CUDAExecutionProvider was asked for and \d+ nodes .*Conv on CPUExecutionProv"
+    ):
+        adapter.check_nodes("CUDAExecutionProvider", profile)
+
+
+def test_a_few_numbers_may_be_computed_elsewhere():
+    def ran(name, provider, size):
+        return {"cat": "Node", "name": name, "args": {"op_name": name, "provider": provider, "output_size": str(size)}}
+
+    events = [ran("Conv", "CUDA", 10**6), ran("Shape", "CPU", 8), {"cat": "Session", "name": "run"}]
+    assert adapter.check_nodes("CUDA", events) == {"CUDA": 1, "CPU": 1}
+    with pytest.raises(DeployError, match="1 nodes that matter run elsewhere: TopK on CPU"):
+        adapter.check_nodes("CUDA", [*events, ran("TopK", "CPU", 8000)])
+    with pytest.raises(DeployError, match="all nodes that matter run elsewhere"):
+        adapter.check_nodes("CUDA", events[1:])
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "openvino"])
+def test_a_provider_that_is_there_runs_the_nodes(provider, new_convolution):
+    file = new_convolution("fp32")
+    try:
+        backend = open_backend(file, provider=provider)
+    except DeployError as problem:
+        if "is not in this build" not in str(problem):
+            raise
+        pytest.skip(str(problem))
+    with backend, open_backend(file) as reference:
+        assert next(iter(backend.identity()["nodes"])).lower().startswith(provider)
+        found, wanted = backend.infer(white(2)), reference.infer(white(2))
+    np.testing.assert_allclose(found.scores_BN, wanted.scores_BN, rtol=1e-4)
 
 
 def test_two_distributions_are_refused(tmp_path):

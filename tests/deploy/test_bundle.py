@@ -7,10 +7,11 @@ import PIL.Image
 import pytest
 
 from deploy import bundle as module
-from deploy.bundle import Bundle, Sample, sidecar, verify, write
+from deploy.bundle import Bundle, Sample, verify, write
 from deploy.errors import DeployError
 from deploy.image import Placement
 from deploy.predictor import Predictor
+from deploy.sidecar import beside
 
 
 def rewrite(bundle, change, file="release.json"):
@@ -255,7 +256,7 @@ def test_files_of_one_bundle_are_of_one_kind(tmp_path, model, new_model, new_con
 
 
 def test_a_sidecar_goes_with_its_file(tmp_path, model, entry, release):
-    sidecar(model).write_text("{}")
+    beside(model).write_text("{}")
     made = write(tmp_path / "engine", [entry(model)], release, "card")
     assert "model.onnx.json" in made.release["files"]
     (made.path / "model.onnx.json").write_text("other")

@@ -195,3 +195,28 @@ def test_a_device_needs_neither_torch_nor_pydantic(bundle, white):
     assert {"numpy", "PIL", "onnxruntime", "deploy"} <= loaded
     unwanted = {"torch", "pydantic", "pipeline", "stages", "onnx", "hotcoco", "pycocotools", "yaml", "rich", "click"}
     assert not loaded & unwanted
+
+
+def test_build_and_predict_with_what_was_built(new_convolution, tmp_path, white, capsys):
+    pytest.importorskip("openvino", reason="OpenVINO is not installed; pip install 'headstart[openvino]'")
+    onnx, engine = new_convolution("fp32"), tmp_path / "model.blob"
+    assert main(["build", str(onnx), str(engine), "--backend", "openvino", "--set", "precision=fp32"]) == 0
+    assert "the runtime built 1 in fp32" in capsys.readouterr().out
+    assert main(["predict", str(engine), str(white), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)[0]["detections"]) == 3
+    assert main(["build", str(onnx), str(engine), "--backend", "openvino", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["census"]["asked"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--backend", "onnxruntime"], "takes the ONNX file as it is"),
+        (["--backend", "tensorrt_rxt"], "there is no 'tensorrt_rxt'"),
+        (["--backend", "openvino", "--set", "precision"], "--set: NAME=VALUE is wanted, given precision"),
+        (["--backend", "openvino", "--set", "batch=[1, 1, 8]"], "unknown setting batch; it knows precision"),
+    ],
+)
+def test_a_build_that_cannot_be_is_a_users_error(model, tmp_path, given, message, capsys):
+    assert main(["build", str(model), str(tmp_path / "model.engine"), *given]) == 2
+    assert message in capsys.readouterr().err

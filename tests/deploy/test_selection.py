@@ -165,10 +165,11 @@ def test_this_device_is_described(new_model, timing, monkeypatch):
     assert choose([new_model()], found).sentence() == "runs here, never measured"
 
 
-def test_no_driver_is_no_gpu(monkeypatch):
-    def missing(_):
-        raise OSError
-
-    monkeypatch.setattr(selection.ctypes, "CDLL", missing)
+@pytest.mark.parametrize("gpus", [[], [{"name": "a", "compute_capability": "8.6"}, {"name": "b"}]])
+def test_the_gpu_is_that_which_cuda_puts_first(gpus, monkeypatch):
+    monkeypatch.setattr(selection, "described", lambda: {"gpus": gpus, "driver": "1", "cuda": "2"})
     found = this_device()
+    if gpus:
+        assert (found.gpu, found.compute_capability, found.driver, found.cuda) == ("a", "8.6", "1", "2")
+        return
     assert (found.gpu, found.compute_capability, found.driver, found.cuda) == (None,) * 4

@@ -18,12 +18,18 @@ from pathlib import Path
 from deploy.backend import Backend
 
 class Toy(Backend):
+    SUFFIX = ".toy"
+
+    @classmethod
+    def obstacle(cls, made_for):
+        return f"a toy runs nowhere, not even on {made_for}"
+
     @classmethod
     def build(cls, onnx, file, level=1):
         """Writes the file, and a sidecar beside it."""
         file.write_bytes(bytes(level) + Path(onnx).read_bytes()[:8])
         Path(f"{file}.json").write_text("{}")
-        return {"level": level}
+        return {"level": level, "made_for": "play"}
 
     def infer(self, images_BHWC): ...
     def identity(self): ...
@@ -155,7 +161,11 @@ def test_a_backend_builds_its_file_there(tmp_path, inputs, bare_python):
     ran = there(tmp_path / "work", bare_python)
     assert ran.returncode == 0, ran.stderr
     (built,) = work.results(tmp_path / "work").values()
-    assert built.value == {"file": "tiny.toy", "built": {"level": 3}}
+    assert built.value == {
+        "file": "tiny.toy",
+        "built": {"level": 3, "made_for": "play"},
+        "obstacle": "a toy runs nowhere, not even on play",
+    }
     assert sorted(built.files) == ["tiny.toy", "tiny.toy.json"]
     assert built.files["tiny.toy"].read_bytes() == bytes(3) + inputs["models/tiny/tiny.onnx"].read_bytes()[:8]
 

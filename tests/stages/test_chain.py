@@ -17,6 +17,7 @@ from deploy.bundle import Bundle, verify
 from deploy.deepstream import write as write_deepstream
 from deploy.errors import DeployError
 from deploy.predictor import Predictor
+from deploy.sidecar import Sidecar
 from pipeline import ssh
 from pipeline.errors import UserError, VerdictError, Waiting
 from stages import benchmark, distill, export, prune, release, train, validate
@@ -319,7 +320,9 @@ def second(tmp_path, onnx):
 def placed(onnx, directory, made_for, changes):
     file = directory / onnx.file
     if made_for is not None:
-        file.with_name(f"{file.name}.json").write_text(json.dumps({"made_for": made_for}))
+        contract = json.dumps(onnx.contract)
+        Sidecar(changes["backend"], "0" * 64, 1, onnx.file, "0" * 64, made_for, {}, {}, contract).write(file)
+        changes = {"made_for": made_for, **changes}
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     return onnx.model_copy(update={"sha256": sha256, **changes}).placed(directory, name="other[seed=0]", key="other")
 
@@ -360,7 +363,7 @@ def test_release_takes_what_an_engine_says_of_itself(tmp_path, digits, onnx, acc
     }
     opened = Bundle.open((made := make(tmp_path, "bundle", release, {"sample": True}, **slots)).path(made.folder))
     assert opened.models[1].made_for == {"compute_capabilities": ["99.0"]}
-    assert opened.models[1].rebuild == "deploy build MODEL.onnx other_seed_0.onnx --backend tensorrt_of_tomorrow"
+    assert opened.models[1].rebuild == "deploy build model.onnx ENGINE --backend tensorrt_of_tomorrow"
     assert "other_seed_0.onnx.json" in opened.release["files"]
     assert list(opened.release["sample"]["detections"]) == ["onnx.onnx"]
     with Predictor.open(opened.path) as predictor:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from stages.artifacts.reports import AccuracyRow
 from stages.evaluation.report.evidence import Evidence
-from stages.evaluation.report.wording import ap, listed
+from stages.evaluation.report.wording import ap, interval, listed
 
 Chain = list[AccuracyRow]
 VISIBLE = 0.0005  # a difference of AP below it prints as 0.0
+SIZES = ("small", "medium", "large")
+NAMED = 3  # layers that a sentence names
 
 
 class Hop(BaseModel):
@@ -33,6 +35,17 @@ class Hop(BaseModel):
     target_ap: float | None
     lost: float | None
     """AP of the source minus AP of the target; negative where the target is better."""
+    precision: str | None = None
+    """Of the target, where this hop is what lowered it: fp16 or int8. The following is known of such hops."""
+    lost_low: float | None = None
+    """95 % interval of what was lost, by a paired bootstrap over the validation images."""
+    lost_high: float | None = None
+    lost_by_size: tuple[tuple[str, float], ...] = ()
+    """The same loss of small, medium and large objects, where there are any."""
+    sensitive: tuple[str, ...] = ()
+    """Layers that bear the lower precision worst, the worst first."""
+    float_layers: tuple[str, ...] = ()
+    """Layers that were kept in float32."""
 
 
 def chains(evidence: Evidence) -> list[Chain]:
@@ -63,7 +76,26 @@ def _hop(a: AccuracyRow, b: AccuracyRow, evidence: Evidence) -> Hop:
     before, after = a.statistics.get("ap"), b.statistics.get("ap")
     lost = None if before is None or after is None else before - after
     kind: Literal["gap", "loss"] = "gap" if taught else "loss"
-    return Hop(source=a.label, target=b.label, kind=kind, source_ap=before, target_ap=after, lost=lost)
+    lowered = {} if kind == "gap" or lost is None else _lowered(a, b, evidence)
+    return Hop(source=a.label, target=b.label, kind=kind, source_ap=before, target_ap=after, lost=lost, **lowered)
+
+
+def _lowered(a: AccuracyRow, b: AccuracyRow, evidence: Evidence) -> dict[str, Any]:
+    """What is known of a hop to a lower precision; nothing of another hop."""
+    model, source = evidence.model(b.key), evidence.model(a.key)
+    if model is None or model.precision == (source.precision if source else "fp32"):
+        return {}
+    gain = evidence.gain(a, b)
+    sizes = ((size, a.statistics.get(f"ap_{size}"), b.statistics.get(f"ap_{size}")) for size in SIZES)
+    quantisation = model.quantisation
+    return {
+        "precision": model.precision,
+        "lost_low": -gain.high,
+        "lost_high": -gain.low,
+        "lost_by_size": tuple((size, x - y) for size, x, y in sizes if x is not None and y is not None),
+        "sensitive": tuple(one.layer for one in quantisation.layers[:NAMED]) if quantisation else (),
+        "float_layers": model.float_layers,
+    }
 
 
 def distinct(found: Sequence[Hop]) -> list[Hop]:
@@ -92,3 +124,27 @@ def explained(found: Sequence[Hop]) -> list[str]:
     if others := [f"{hop.source} to {hop.target} {ap(lost)}" for lost, hop in lossy[1:]]:
         words.append(f"less was lost from {listed(others)}")
     return words
+
+
+def narrowed(found: Sequence[Hop]) -> list[str]:
+    """In words, of each hop to a lower precision: what it lost, of objects of which size, and by which layers."""
+    return [_narrowed(hop, hop.lost) for hop in found if hop.precision and hop.lost is not None]
+
+
+def _narrowed(hop: Hop, lost: float) -> str:
+    said = f"lost {ap(lost)} AP" if lost >= VISIBLE else "lost no AP"
+    words = [f"the {str(hop.precision).upper()} hop ({hop.source} to {hop.target}) {said}"]
+    if hop.lost_low is not None and hop.lost_high is not None:
+        words[0] += f", 95 % interval {interval(hop.lost_low, hop.lost_high)}"
+    by_size = sorted(hop.lost_by_size, key=lambda pair: -pair[1])
+    if lost >= VISIBLE and by_size and by_size[0][1] >= VISIBLE:
+        (size, most), *others = by_size
+        less = "".join(f", {other} {ap(value)}" for other, value in others)
+        words[0] += f", mostly {size} objects ({ap(most)} AP of them{less})"
+    if hop.sensitive:
+        words.append(f"most sensitive layers: {', '.join(hop.sensitive)}")
+    if hop.float_layers:
+        shown = ", ".join(hop.float_layers[:NAMED])
+        more = len(hop.float_layers) - NAMED
+        words.append(f"kept in float32: {shown}" + (f" and {more} more" if more > 0 else ""))
+    return "; ".join(words)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 from typing import Any
 
+from deploy.gain import Gain, paired_bootstrap
 from stages.artifacts.checkpoint import DistilledCheckpoint, TrainedDetector
 from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel
@@ -45,6 +46,7 @@ class Evidence:
     checkpoints: Sequence[TrainedDetector]
     models: Sequence[ExportedModel]
     roles: Roles
+    _gains: dict[tuple[str, str], Gain] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def rows(self) -> list[AccuracyRow]:
@@ -109,6 +111,18 @@ class Evidence:
     def checkpoint(self, key: str) -> TrainedDetector | None:
         """The checkpoint of a key, if it is wired in."""
         return next((checkpoint for checkpoint in self.checkpoints if checkpoint.key == key), None)
+
+    def model(self, key: str) -> ExportedModel | None:
+        """The exported model of a key, if it is wired in."""
+        return next((model for model in self.models if model.key == key), None)
+
+    def gain(self, before: AccuracyRow, after: AccuracyRow) -> Gain:
+        """The change of AP from one row to another with its interval over images; computed once."""
+        pair = (before.label, after.label)
+        if pair not in self._gains:
+            annotations = self.data.annotations("val")
+            self._gains[pair] = paired_bootstrap(self.results(before), self.results(after), annotations)
+        return self._gains[pair]
 
     def lineage(self, key: str) -> Iterator[str]:
         """The key, that of what it was made from, and so on, as far as it is known."""

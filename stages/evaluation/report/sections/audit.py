@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stages.artifacts.checkpoint import Checkpoint, TrainedDetector
+from stages.artifacts.exported_model import ExportedModel
 from stages.artifacts.reports import LatencyRow
 from stages.evaluation.report import plots
 from stages.evaluation.report.arms import group_of
@@ -128,14 +129,7 @@ def proofs(evidence: Evidence) -> Section:
                 f"bit for bit what the student gave before, on {counted(proof.probes, 'image')}"
             )
             lines += [(one.name, module, f"{count:,}") for module, count in proof.removed.items()]
-    for model in evidence.models:
-        parity = model.parity
-        sentences.append(
-            f"export {model.name}: compared with {parity.reference} on {counted(parity.images, 'validation image')}: "
-            f"{parity.sentence}; {counted(model.initialisers, 'learnt tensor')} in the file, each traced to one of "
-            f"{parity.reference}, and {counted(model.constants, 'constant')} that nobody learnt (shapes, geometry of the "
-            "anchors, fills of a single value); it holds nothing else"
-        )
+    sentences += [_proof_of(model) for model in evidence.models]
     if not sentences:
         return Section("Proofs", sentences=["nothing was pruned or exported"])
     tables = [Table(("student", "removed", "parameters"), lines, words=2)] if lines else []
@@ -145,6 +139,23 @@ def proofs(evidence: Evidence) -> Section:
             f"size: {row.name} has {megabytes(row.bytes)} MB, {teacher.name} {megabytes(teacher.bytes)} MB"
         )
     return Section("Pruning, export, sizes", sentences=sentences, tables=tables)
+
+
+def _proof_of(model: ExportedModel) -> str:
+    """That a file computes what its source does: an ONNX file by its tensors too, an engine by its census."""
+    parity = model.parity
+    if parity is None:
+        compared = f"not executed here: {model.not_executed}"
+    else:
+        images = counted(parity.images, "validation image")
+        compared = f"compared with {parity.reference} on {images}: {parity.sentence}"
+    if model.census is not None:
+        return f"engine {model.name} ({model.backend}): {model.census['sentence']}; {compared}"
+    return (
+        f"export {model.name}: {compared}; {counted(model.initialisers, 'learnt tensor')} in the file, each traced to one "
+        f"of {parity.reference if parity else 'the student'}, and {counted(model.constants, 'constant')} that nobody "
+        "learnt (shapes, geometry of the anchors, fills of a single value); it holds nothing else"
+    )
 
 
 def images(evidence: Evidence, count: int) -> Section:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from stages.artifacts.reports import AccuracyRow
 from stages.evaluation.report import plots
-from stages.evaluation.report.chain import Chain, Hop, distinct, explained, hops
+from stages.evaluation.report.chain import Chain, Hop, distinct, explained, hops, narrowed
 from stages.evaluation.report.comparison import Comparison, fairness, times
 from stages.evaluation.report.evidence import Evidence, mean_ap, stage_of
 from stages.evaluation.report.page import Plot, Section, Table
@@ -57,12 +57,19 @@ def result_table(evidence: Evidence) -> Table:
     return Table(("model", "AP", "AP50", "parameters", "MB", "p50 ms", "p99 ms"), lines)
 
 
+def form_of(row: AccuracyRow, evidence: Evidence) -> str:
+    """What was measured: `exported file in int8, onnxruntime 1.31.1`."""
+    model = evidence.model(row.key)
+    lowered = f" in {model.precision}" if model is not None and model.precision != "fp32" else ""
+    return f"{FORMS[row.kind]}{lowered}, {row.backend}"
+
+
 def models(evidence: Evidence, ships: bool = True) -> Section:
     """All that was measured; `ships` says that one student is to be shipped, so that what is not told of it is said."""
     if not evidence.rows:
         return Section("Models", sentences=["no AP was measured: no row is wired into this report"])
     table = result_table(evidence)
-    forms = [f"{FORMS[row.kind]}, {row.backend}" for row in evidence.rows]
+    forms = [form_of(row, evidence) for row in evidence.rows]
     lines = [(row[0], form, *row[1:]) for row, form in zip(table.rows, forms, strict=True)]
     colours = plots.stage_colours(evidence)
     points: dict[str, list[float]] = {}
@@ -105,7 +112,7 @@ def chain(found: Sequence[Chain], evidence: Evidence) -> Section:
     head = ("model", "form", "what this hop did", "AP", "AP50", "change of AP")
     tables = []
     for one in shown:
-        lines = [_hop_line(row, hop) for row, hop in zip(one, [None, *hops(one, evidence)], strict=True)]
+        lines = [_hop_line(row, hop, evidence) for row, hop in zip(one, [None, *hops(one, evidence)], strict=True)]
         tables.append(Table(head, lines, words=3, title=f"{one[0].name} to {one[-1].name}" if len(found) > 1 else ""))
     told = {hop for one in shown for hop in hops(one, evidence)}
     if others := [hop for one in found for hop in hops(one, evidence) if hop not in told]:
@@ -123,21 +130,23 @@ def chain(found: Sequence[Chain], evidence: Evidence) -> Section:
         head = ("from", "to", "kind of change", "AP", "AP after", "change of AP")
         tables.append(Table(head, lines, words=3, title="Hops of models that do not ship"))
     strong = next(word for word in reversed(words))
-    return Section("Which hop lost AP", strong, [word for word in words if word != strong], tables)
+    lowered = narrowed(distinct([hop for one in found for hop in hops(one, evidence)]))
+    return Section("Which hop lost AP", strong, [*(word for word in words if word != strong), *lowered], tables)
 
 
-def _hop_line(row: AccuracyRow, hop: Hop | None) -> tuple[str, ...]:
+def _hop_line(row: AccuracyRow, hop: Hop | None, evidence: Evidence) -> tuple[str, ...]:
     if hop is None:
         did = "where the chain begins"
     elif hop.kind == "gap":
         did = "gap: another detector, taught by the one above"
+    elif hop.precision:
+        did = f"computed in {hop.precision}"
     else:
         did = {"pruned": "assistants dropped", "exported": "exported and run by another program"}.get(
             row.kind, "converted"
         )
     change = MISSING if hop is None or hop.lost is None else signed_ap(-hop.lost)
-    form = f"{FORMS[row.kind]}, {row.backend}"
-    return row.label, form, did, ap(row.statistics.get("ap")), ap(row.statistics.get("ap50")), change
+    return row.label, form_of(row, evidence), did, ap(row.statistics.get("ap")), ap(row.statistics.get("ap50")), change
 
 
 def gain(over_control: Comparison | None, over_equal_time: Comparison | None) -> Section:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import pytest
+
 from stages.artifacts.checkpoint import DistilledCheckpoint
-from stages.evaluation.report.chain import chains, distinct, explained, hops
+from stages.artifacts.exported_model import LayerCost, Quantisation
+from stages.evaluation.report.chain import chains, distinct, explained, hops, narrowed
 from stages.evaluation.report.evidence import Evidence, Roles
 
 ROLES = Roles("teacher", "student", "control", "control_equal_time")
@@ -84,3 +88,65 @@ def test_training_of_a_pruned_student_is_its_distillation(story: Any) -> None:
     training = evidence.training(next(row.key for row in evidence.rows if row.name == "student"))
     assert training is not None
     assert training.name == "student"  # and never the teacher
+
+
+QUANTISATION = Quantisation(
+    runtime="onnxruntime", calibration="minmax", images=128, images_sha256="ab", validation_images=20, left_out=(),
+    held_out=200, ap_before=0.5, ap_after=0.49, ap_drop_low=0.0, ap_drop_high=0.02, max_ap_drop=0.01, cpu="A CPU",
+    instructions=("avx512_vnni",),
+    layers=tuple(LayerCost(layer=name, disagreement=0.1, kept=name == "head.a") for name in ("head.a", "head.b", "c", "d")),
+)  # fmt: skip
+
+
+@pytest.fixture
+def quantised(story: Any) -> Any:
+    """A story whose file was quantised and lost every third of its detections."""
+    before = json.loads((story.folder / "onnx.json").read_text())
+    story.measure("int8", "exported", [one for index, one in enumerate(before) if index % 3], "onnx")
+    values = {"precision": "int8", "float_layers": ("head.a",), "quantisation": QUANTISATION}
+    story.export("int8", "onnx", **values)
+    return story
+
+
+def test_an_int8_hop_is_told_with_its_interval_sizes_and_layers(quantised: Any) -> None:
+    evidence = evidence_of(quantised)
+    (chain,) = chains(evidence)
+    *others, hop = hops(chain, evidence)
+    assert [row.name for row in chain] == ["teacher", "distilled", "student", "onnx", "int8"]
+    assert {one.precision for one in others} == {None}
+    assert hop.precision == "int8"
+    assert hop.lost is not None
+    assert hop.lost_low is not None
+    assert hop.lost_high is not None
+    assert 0 < hop.lost_low < hop.lost < hop.lost_high
+    before, after = chain[-2].statistics, chain[-1].statistics
+    assert hop.lost_by_size == (("small", before["ap_small"] - after["ap_small"]),)  # 96 x 64 pixels hold no others
+    assert hop.sensitive == ("head.a", "head.b", "c")
+    (words,) = narrowed([*others, hop])
+    small = 100 * hop.lost_by_size[0][1]
+    assert words == (
+        f"the INT8 hop (onnx to int8) lost {100 * hop.lost:.1f} AP, 95 % interval "
+        f"[{100 * hop.lost_low:.1f}, {100 * hop.lost_high:.1f}], mostly small objects ({small:.1f} AP of them); most "
+        "sensitive layers: head.a, head.b, c; kept in float32: head.a"
+    )
+
+
+def test_an_int8_hop_that_lost_nothing_says_so(story: Any) -> None:
+    story.measure("int8", "exported", json.loads((story.folder / "onnx.json").read_text()), "onnx")
+    story.export("int8", "onnx", precision="int8", quantisation=QUANTISATION)
+    evidence = evidence_of(story)
+    (chain,) = chains(evidence)
+    (words,) = narrowed(hops(chain, evidence))
+    assert words.startswith("the INT8 hop (onnx to int8) lost no AP, 95 % interval [0.0, 0.0]; most sensitive layers")
+
+
+def test_the_interval_is_computed_once(quantised: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages.evaluation.report import evidence as module
+
+    calls = []
+    bootstrap = module.paired_bootstrap
+    monkeypatch.setattr(module, "paired_bootstrap", lambda *given: calls.append(given) or bootstrap(*given))
+    evidence = evidence_of(quantised)
+    (chain,) = chains(evidence)
+    assert hops(chain, evidence) == hops(chain, evidence)
+    assert len(calls) == 1

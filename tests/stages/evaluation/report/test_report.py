@@ -231,3 +231,18 @@ def test_check_wants_the_equal_time_control_of_a_gate() -> None:
         "gates: one asks about the equal_time_control, and no stage control_equal_time is wired to checkpoints; "
         "set equal_time_control"
     ]
+
+
+def test_the_int8_hop_is_told_on_the_page_in_the_json_and_on_the_terminal(tmp_path: Path, story: Any) -> None:
+    before = json.loads((story.folder / "onnx.json").read_text())
+    story.measure("int8", "exported", before[::2], "onnx")
+    story.export("int8", "onnx", precision="int8", float_layers=("head.a",))
+    made(story, tmp_path / "out")
+    told = "The INT8 hop (onnx to int8) lost"
+    for name in ("summary.txt", "report.md"):
+        assert told in (tmp_path / "out" / name).read_text()
+    hop = next(one for one in json.loads((tmp_path / "out/report.json").read_text())["hops"] if one["target"] == "int8")
+    assert hop["precision"] == "int8"
+    assert hop["lost_low"] < hop["lost"] < hop["lost_high"]
+    assert hop["lost_by_size"]["small"] > 0
+    assert hop["float_layers"] == ["head.a"]
