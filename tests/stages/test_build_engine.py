@@ -137,7 +137,7 @@ def test_an_engine_that_cannot_run_here_is_built_and_says_so(tmp_path, digits, o
         make(tmp_path, "accuracy", validate, {}, data=digits, checkpoints=[], models=[onnx, made])
     with pytest.raises(UserError, match=f"benchmark: {message}"):
         make(tmp_path, "latency", benchmark, {}, data=digits, models=[made])
-    with pytest.raises(UserError, match=f"release: {message}"):
+    with pytest.raises(UserError, match="release: no AP was measured on rtx"):  # a target may have measured it
         make(tmp_path, "bundle", release, {}, data=digits, models=[made], accuracy=[], latency=[], reports=[])
     half = {"backend": {**backend, "precision": "fp16"}}
     with pytest.raises(UserError, match="the ONNX is fp32; export it with precision fp16"):
