@@ -5,14 +5,18 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file, save_file
 
+from deploy.parity import Parity, Tolerance
 from deploy.predictor import Predictor
 from pipeline.errors import UserError, VerdictError
 from stages import export
 from stages.exporting.layers import layers_of
-from stages.exporting.precision import half, rounding_twin
+from stages.exporting.precision import half, lower, rounding_twin
 from stages.exporting.tracing import traced
+
+IMAGES = np.random.default_rng(2).integers(0, 256, (2, 8, 8, 3), np.uint8)
 
 
 def types_of(model):
@@ -69,7 +73,7 @@ def test_the_twin_rounds_what_a_cpu_does_not(graph, images):
 def test_the_twin_is_what_half_precision_computes(graph, images):
     """Against ONNX's own reference, which has float16."""
     made = half(graph)
-    expected = onnx.reference.ReferenceEvaluator(made).run(None, {"images": images})
+    expected = ReferenceEvaluator(made).run(None, {"images": images})
     for found, wanted, whole in zip(run(rounding_twin(made), images), expected, run(graph, images), strict=True):
         assert found.dtype == np.float32
         off = np.abs(found - wanted).max()
@@ -85,7 +89,7 @@ def test_a_weight_beyond_float16_is_refused(graph):
     half(graph, ["stem"])
 
 
-CONFIG = {"precision": "fp16", "parity_images": 3, "score_threshold": 0.1}
+CONFIG = {"precision": "fp16", "parity_images": 2, "score_threshold": 0.1, "candidates": 200}
 
 
 def test_export_in_half_precision(tmp_path, digits, student, exported, make):
@@ -121,9 +125,49 @@ def test_islands_are_found_where_half_precision_overflows(tmp_path, digits, over
 
 
 def test_too_few_islands_fail(tmp_path, digits, overflowing, make):
-    config = {**CONFIG, "max_fp32_layers": 1}
+    config = {**CONFIG, "fp32_layers": ["backbone.body.layer1.conv1"]}
     with pytest.raises(VerdictError, match="does not detect what PyTorch detects"):
         make(tmp_path, "fp16", export, config, checkpoint=overflowing, data=digits)
+
+
+@pytest.fixture
+def judged(graph, tmp_path):
+    """The search over the two layers of the small graph, by what the twin's values are off, `limit` of their scale allowed."""
+    file = tmp_path / "model.onnx"
+    onnx.save(graph, file)
+    wanted = np.concatenate([one.ravel() for one in run(graph, IMAGES)])
+
+    def search(limit, most):
+        def parity(twin):
+            found = np.concatenate([one.ravel() for one in run(onnx.load(twin), IMAGES)])
+            off = float(np.abs(found - wanted).max() / np.abs(wanted).max())
+            good = off <= limit
+            return Parity(1, 1, 0, 0, 0, off, 0.0, Tolerance(1.0, 1.0), good, f"off by {off:g}")
+
+        return (*lower(file, parity, None, most), onnx.load(file))
+
+    return search
+
+
+def test_no_island_without_need(judged, graph):
+    islands, reached, written = judged(0.02, 8)
+    assert islands == ()
+    assert reached.verdict
+    assert written == half(graph)
+
+
+def test_islands_until_it_agrees(judged, graph):
+    """Nothing but float32 everywhere is as exact as this asks for."""
+    islands, reached, written = judged(1e-6, 8)
+    assert set(islands) == {"stem", "head"}
+    assert reached.verdict
+    assert written.graph.node == graph.graph.node
+
+
+def test_no_more_islands_than_allowed(judged):
+    islands, reached, _ = judged(1e-6, 1)
+    assert len(islands) == 1
+    assert not reached.verdict
 
 
 def test_islands_by_hand(tmp_path, digits, student, make):
