@@ -8,12 +8,14 @@ it needs: a device pays for every import.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploy import atomic
 from deploy.errors import DeployError
 
 if TYPE_CHECKING:
@@ -341,13 +343,9 @@ def _drawing_names(images: Sequence[str]) -> list[str]:
 
 
 def _save(image: Image.Image, file: Path) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        image.save(partial, format="PNG")
-        partial.replace(file)
-    except OSError as error:
-        raise DeployError(f"{file}: the drawing cannot be written ({error}); choose another --out") from error
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    atomic.write(file, content.getvalue())
 
 
 def _counted(names: Sequence[str]) -> str:

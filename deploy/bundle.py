@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploy import atomic
 from deploy.detections import Detections
 from deploy.errors import DeployError
 from deploy.manifest import SCHEMA_VERSION, Model, models_of, problems_of, upgraded
@@ -163,9 +163,7 @@ def write(
         raise DeployError(f"{directory}: " + "; ".join(problems))
     from datetime import datetime, timezone
 
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
+    with atomic.new_folder(directory) as partial:
         (partial / "README.md").write_text(card, encoding="utf-8")
         for file, model in models:
             shutil.copyfile(file, partial / model.file)
@@ -182,14 +180,6 @@ def write(
             "sample": described,
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        for file in partial.rglob("*"):
-            _sync(file)
-        _sync(partial)
-        partial.rename(directory)
-        _sync(directory.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return Bundle.open(directory)
 
 
@@ -297,14 +287,6 @@ def _file_problems(path: Path, release: dict[str, Any]) -> list[str]:
         elif digest(path / name) != wanted:
             problems.append(f"{name} was changed after the release")
     return problems
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_json(file: Path) -> Any:

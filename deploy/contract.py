@@ -7,11 +7,11 @@ from the evaluation, and a change of the output's meaning is a change of schema 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from deploy import atomic
 from deploy.errors import DeployError
 from deploy.image import ImageSpec
 
@@ -107,12 +107,7 @@ class Contract:
         model = onnx.load(path, load_external_data=False)
         entries = {entry.key: entry.value for entry in model.metadata_props} | {METADATA_KEY: self.to_json()}
         onnx.helper.set_model_props(model, entries)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with temporary.open("wb") as file:
-            file.write(model.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        atomic.write(path, model.SerializeToString())
 
     @classmethod
     def read_from_onnx(cls, path: Path) -> Contract:

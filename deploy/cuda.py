@@ -101,23 +101,50 @@ class Cuda:
         _call(self._library, function, *arguments)
 
 
+def devices(library: Any = None) -> tuple[list[dict[str, Any]], str | None]:
+    """Each CUDA device's `name`, `compute_capability` as `8.6` and `memory_bytes`, and the CUDA version the driver
+    supports. CUDA's own order: nvidia-smi's numbering may be another.
+
+    None of them, and None, where there is no driver or it finds no device. `library` stands in for libcuda.
+    """
+    try:
+        library = library if library is not None else _load()
+    except DeployError:
+        return [], None
+    if library.cuInit(0):
+        return [], None
+
+    def ask(function: str, kind: Any, *arguments: Any) -> Any:
+        value = kind()
+        return None if getattr(library, function)(ctypes.byref(value), *arguments) else value.value
+
+    version = ask("cuDriverGetVersion", ctypes.c_int)
+    found = []
+    for index in range(ask("cuDeviceGetCount", ctypes.c_int) or 0):
+        handle = ask("cuDeviceGet", ctypes.c_int, index)
+        name = ctypes.create_string_buffer(256)
+        library.cuDeviceGetName(name, len(name), handle)
+        major, minor = (ask("cuDeviceGetAttribute", ctypes.c_int, one, handle) for one in (_MAJOR, _MINOR))
+        found.append(
+            {
+                "name": name.value.decode(errors="replace"),
+                "compute_capability": f"{major}.{minor}",
+                "memory_bytes": ask("cuDeviceTotalMem_v2", ctypes.c_size_t, handle),
+            }
+        )
+    return found, f"{version // 1000}.{version % 1000 // 10}" if version else None
+
+
 def describe(library: Any = None) -> dict[str, Any]:
-    """Name, compute capability as `8.6`, and the CUDA version of the driver, of the device that CUDA puts first:
-    nvidia-smi's numbering may be another. Raises DeployError where there is none."""
+    """`device`, `compute_capability` and `driver_cuda` of the device that CUDA puts first. Raises DeployError where
+    there is none."""
     library = library if library is not None else _load()
-    device = _first(library)
-    name, version = ctypes.create_string_buffer(256), ctypes.c_int()
-    _call(library, "cuDeviceGetName", name, len(name), device)
-    _call(library, "cuDriverGetVersion", ctypes.byref(version))
-    numbers = []
-    for attribute in (_MAJOR, _MINOR):
-        value = ctypes.c_int()
-        _call(library, "cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
-        numbers.append(value.value)
+    _first(library)
+    (first, *_), version = devices(library)
     return {
-        "device": name.value.decode(),
-        "compute_capability": f"{numbers[0]}.{numbers[1]}",
-        "driver_cuda": f"{version.value // 1000}.{version.value % 1000 // 10}",
+        "device": first["name"],
+        "compute_capability": first["compute_capability"],
+        "driver_cuda": version,
     }
 
 

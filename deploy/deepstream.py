@@ -8,10 +8,10 @@ DeepStream's documentation (Gst-nvinfer; NvDsInferDataType) and never loaded by 
 
 from __future__ import annotations
 
-import shutil
 from configparser import ConfigParser
 from typing import TYPE_CHECKING
 
+from deploy import atomic
 from deploy.errors import DeployError
 
 if TYPE_CHECKING:
@@ -52,13 +52,8 @@ def write(bundle: Bundle, model: Model, directory: Path, max_batch: int = 8) -> 
         )
     if max_batch < 1:
         raise DeployError(f"deepstream: --max-batch must be at least 1, given {max_batch}")
-    if directory.exists():
-        raise DeployError(f"{directory}: the folder exists; choose another or remove it")
     contract = model.contract
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with atomic.new_folder(directory) as partial:
         write_planes(bundle.path / model.file, partial / ONNX, contract.input_name, contract.output_names[2])
         with (partial / CONFIG).open("w", encoding="utf-8") as file:
             config(model, max_batch).write(file, space_around_delimiters=False)
@@ -80,10 +75,6 @@ def write(bundle: Bundle, model: Model, directory: Path, max_batch: int = 8) -> 
             pad=list(contract.image.pad_rgb),
         )
         (partial / "README.md").write_text(readme, encoding="utf-8")
-        partial.rename(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return directory / CONFIG
 
 

@@ -6,14 +6,12 @@ installed for it. What cannot be read is None.
 
 from __future__ import annotations
 
-import ctypes
 import re
 from pathlib import Path
 from typing import Any
 
+from deploy.cuda import devices
 from deploy.machine import machine
-
-_MAJOR, _MINOR = 75, 76  # CUdevice_attribute: COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
 def device(root: Path = Path("/")) -> dict[str, Any]:
@@ -22,7 +20,7 @@ def device(root: Path = Path("/")) -> dict[str, Any]:
     The name is that of the GPUs, else of the board, else of the processor. `root` is where /proc, /etc and /var lie.
     """
     found = machine()
-    gpus, cuda = cuda_devices()
+    gpus, cuda = devices()
     board = _read(root / "proc/device-tree/model").strip("\0\n ") or None
     of_gpus = ", ".join(dict.fromkeys(gpu["name"] for gpu in gpus))
     name = f"{board} ({of_gpus})" if board and gpus else of_gpus or board or found["cpu"]
@@ -41,42 +39,6 @@ def kind(of: dict[str, Any]) -> dict[str, Any]:
     """What results of another device differ in; not what an update or a power mode changes."""
     gpus = [{key: gpu[key] for key in ("name", "compute_capability")} for gpu in of["gpus"]]
     return {key: of[key] for key in ("name", "cpu", "architecture", "board")} | {"gpus": gpus}
-
-
-def cuda_devices(library: Any = None) -> tuple[list[dict[str, Any]], str | None]:
-    """Each CUDA device's `name`, `compute_capability` and `memory_bytes`, and the CUDA version the driver supports.
-
-    None of them, and None, where there is no driver or it finds no device. `library` stands in for libcuda.
-    """
-    if library is None:
-        try:
-            library = ctypes.CDLL("libcuda.so.1")
-        except OSError:
-            return [], None
-    if library.cuInit(0) != 0:
-        return [], None
-
-    def ask(function: str, kind: Any, *arguments: Any) -> Any:
-        value = kind()
-        if getattr(library, function)(ctypes.byref(value), *arguments) != 0:
-            return None
-        return value.value
-
-    version = ask("cuDriverGetVersion", ctypes.c_int)
-    gpus = []
-    for index in range(ask("cuDeviceGetCount", ctypes.c_int) or 0):
-        handle = ask("cuDeviceGet", ctypes.c_int, index)
-        name = ctypes.create_string_buffer(256)
-        library.cuDeviceGetName(name, len(name), handle)
-        major, minor = (ask("cuDeviceGetAttribute", ctypes.c_int, one, handle) for one in (_MAJOR, _MINOR))
-        gpus.append(
-            {
-                "name": name.value.decode(errors="replace"),
-                "compute_capability": f"{major}.{minor}",
-                "memory_bytes": ask("cuDeviceTotalMem_v2", ctypes.c_size_t, handle),
-            }
-        )
-    return gpus, f"{version // 1000}.{version % 1000 // 10}" if version else None
 
 
 def driver(text: str) -> str | None:

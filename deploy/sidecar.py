@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploy import atomic
 from deploy.errors import DeployError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Sidecar:
     def write(self, engine: Path) -> Path:
         """Writes it beside the engine, as a whole or not at all."""
         file = beside(engine)
-        write_atomically(file, (json.dumps(self.to_dict(), indent=1, sort_keys=True) + "\n").encode())
+        atomic.write(file, (json.dumps(self.to_dict(), indent=1, sort_keys=True) + "\n").encode())
         return file
 
 
@@ -119,7 +119,7 @@ def publish(
     """Writes an engine and its sidecar, in place of those that are there. The old sidecar goes first and the new one
     comes last: at no time does one stand beside a file that it does not describe."""
     beside(engine).unlink(missing_ok=True)
-    write_atomically(engine, content)
+    atomic.write(engine, content)
     found = Sidecar(
         backend=backend,
         engine_sha256=hashlib.sha256(content).hexdigest(),
@@ -145,17 +145,3 @@ def remove(engine: Path) -> None:
 def digest(file: Path) -> str:
     """The sha256 of a file."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Writes a file, as a whole or not at all. Raises DeployError where it cannot."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        partial.replace(file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DeployError(f"{file}: it cannot be written ({error}); choose another place") from error

@@ -11,6 +11,7 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
+from deploy import atomic
 from deploy.contract import METADATA_KEY
 from deploy.errors import DeployError
 
@@ -50,15 +51,11 @@ def write(bundle: Bundle, model: Model, directory: Path, max_batch: int = 8) -> 
         )
     if max_batch < 1:
         raise DeployError(f"triton: --max-batch must be at least 1, given {max_batch}")
-    if directory.exists():
-        raise DeployError(f"{directory}: the folder exists; choose another or remove it")
     backend, file = _BACKENDS[model.backend]
     name = re.sub(r"[^\w.-]", "_", str(bundle.release["name"]), flags=re.ASCII) or "detector"
     contract, spec = model.contract, model.contract.image
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / name / "1").mkdir(parents=True)
-    try:
+    with atomic.new_folder(directory) as partial:
+        (partial / name / "1").mkdir(parents=True)
         shutil.copyfile(bundle.path / model.file, partial / name / "1" / file)
         (partial / name / "config.pbtxt").write_text(config(name, backend, model, max_batch), encoding="utf-8")
         (partial / name / "labels.txt").write_text("\n".join(contract.classes) + "\n", encoding="utf-8")
@@ -74,10 +71,6 @@ def write(bundle: Bundle, model: Model, directory: Path, max_batch: int = 8) -> 
             engine=engine,
         )
         (partial / "README.md").write_text(readme, encoding="utf-8")
-        partial.rename(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return directory / name
 
 

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploy import atomic
 from deploy.errors import DeployError
 
 if TYPE_CHECKING:
@@ -93,8 +94,7 @@ def write(folder: Path, tasks: Sequence[Task], inputs: Mapping[str, Path]) -> No
     for file in package.rglob("*.py"):
         _link(file, partial / package.name / file.relative_to(package), copy=True)
     (partial / "work.json").write_text(text, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    atomic.publish(partial, folder)
 
 
 def do(folder: Path, tell: Callable[[str], None] = lambda line: None) -> None:
@@ -151,12 +151,7 @@ def do_one(folder: Path, name: str) -> None:
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     (partial / "result.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    for path in [*partial.rglob("*"), partial]:
-        _sync(path)
-    whole = folder / "results" / name
-    shutil.rmtree(whole, ignore_errors=True)
-    partial.rename(whole)
-    _sync(folder / "results")
+    atomic.publish(partial, folder / "results" / name)
 
 
 def results(folder: Path) -> dict[str, Result]:
@@ -286,11 +281,3 @@ def _read(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DeployError(f"{file}: it cannot be read ({error}); a folder of work is wanted") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -29,6 +29,7 @@ from stages.artifacts.exported_model import ExportedModel, ParityRecord
 from stages.data.coco import CocoSplit
 from stages.evaluation.there import image_files, model_files, sent, taken
 from stages.exporting.agreement import BATCH, Reference
+from stages.exporting.planned import PlannedFile, planned_file
 
 # Reached by name at run time.
 BACKENDS = tuple(f"deploy.backends.{name}" for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"))
@@ -81,7 +82,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
-    """There is such a backend, and it builds something."""
+    """There is such a backend, it builds something, and the file it will be given is one it can build."""
     name, given = config.backend.name, config.backend.settings()
     engines = [one for one in names() if backend_class(one).SUFFIX != ".onnx"]
     if name not in engines:
@@ -89,6 +90,27 @@ def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
         yield f"backend.name: {name} {wrong}{did_you_mean(name, engines)}"
     elif unknown := sorted(set(given) - set(known := build_settings(name))):
         yield f"backend: {name} has no setting {', '.join(unknown)}; it knows {', '.join(known)}"
+    else:
+        for node in wired.get("model", ()):
+            if file := planned_file(node):
+                yield from unfit(config.backend, node.name, file)
+
+
+def unfit(engine: Engine, name: str, file: PlannedFile) -> Iterable[str]:
+    """Why an engine cannot be built from the file that stage `name` will give."""
+    fixed = engine.name.startswith("tensorrt") or "int8" in (engine.precision, file.precision)
+    if fixed and engine.precision != file.precision:
+        yield (
+            f"backend.precision: {engine.precision}, and stage {name} gives a file in {file.precision}, which no setting "
+            f"of a builder changes; set precision: {file.precision} or give another file"
+        )
+    if engine.name.startswith("tensorrt") and file.int8_for == "onnxruntime":
+        yield (
+            f"backend: stage {name} quantises to uint8 for ONNX Runtime, and {engine.name} would read it as int8; set "
+            f"runtime: tensorrt in stage {name}"
+        )
+    if engine.name == "tensorrt_rtx" and file.nms == "graph":
+        yield f"backend: tensorrt_rtx cannot do the NMS in the file of stage {name}; export one with nms: host"
 
 
 def run(config: Config, directory: Path, *, model: ExportedModel, data: Dataset) -> ExportedModel:
@@ -191,5 +213,4 @@ def proven(
     logger.info("parity: %s", parity.sentence)
     if tolerance and not parity.verdict:
         raise VerdictError(f"build_engine: the engine does not detect what {model.file} detects: {parity.sentence}")
-    found = {name: getattr(parity, name) for name in ParityRecord.model_fields if hasattr(parity, name)}
-    return ParityRecord(**(found | {"reference": model.name, "images": len(images), "passed": parity.verdict}))
+    return ParityRecord.of(parity, model.name)

@@ -12,7 +12,7 @@ import onnx
 from pydantic import Field
 
 from deploy.contract import Contract
-from deploy.parity import Tolerance
+from deploy.parity import Parity, Tolerance
 from deploy.predictor import Predictor
 from pipeline.config import BaseConfig
 from pipeline.errors import UserError, VerdictError
@@ -84,15 +84,12 @@ def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Datase
     contract.write_to_onnx(file)
     images = CocoSplit(data.folder("val"), data.annotations("val")).files[: config.parity_images]
     reference = Reference(InMemory(detector, config.candidates), contract, images)
-    islands: tuple[str, ...] = ()
-    if config.precision == "fp32":
-        parity = reference.parity(file, Tolerance(config.parity_box_px, config.parity_score))
-    else:
-        tolerance, whole = Tolerance(config.parity_fp16_box_px, config.parity_fp16_score), onnx.load(file)
-        islands, parity = lower(
-            file, lambda twin: reference.parity(twin, tolerance), config.fp32_layers, config.max_fp32_layers
-        )
+    if config.precision == "fp16":
+        whole = onnx.load(file)
+        islands, parity = halved(config, file, reference)
         initialisers, constants = traced(onnx.load(file), whole, "export")
+    else:
+        islands, parity = (), reference.parity(file, Tolerance(config.parity_box_px, config.parity_score))
     logger.info("parity: %s", parity.sentence)
     if not parity.verdict:
         raise VerdictError(f"export: the ONNX file does not detect what PyTorch detects: {parity.sentence}")
@@ -111,22 +108,18 @@ def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Datase
         flops=inference_flops(detector, data.height, data.width),
         opset=OPSET,
         contract=json.loads(contract.to_json()),
-        parity=ParityRecord(
-            reference=checkpoint.name,
-            images=len(images),
-            matched=parity.matched,
-            unmatched=parity.unmatched,
-            max_box_px=parity.max_box_px,
-            max_score=parity.max_score,
-            label_mismatches=parity.label_mismatches,
-            passed=parity.verdict,
-            sentence="; ".join(sentences),
-        ),
+        parity=ParityRecord.of(parity, checkpoint.name, sentence="; ".join(sentences)),
         initialisers=initialisers,
         constants=constants,
         candidates=config.candidates,
         source=checkpoint.key,
     )
+
+
+def halved(config: Config, file: Path, reference: Reference) -> tuple[tuple[str, ...], Parity]:
+    """Put the file in half precision; the layers that stay in float32, and how it agrees with the reference."""
+    tolerance = Tolerance(config.parity_fp16_box_px, config.parity_fp16_score)
+    return lower(file, lambda twin: reference.parity(twin, tolerance), config.fp32_layers, config.max_fp32_layers)
 
 
 def with_nms_inside(file: Path, contract: Contract, images: Sequence[Path]) -> tuple[Contract, str]:

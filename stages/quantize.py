@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 from pydantic import Field
@@ -22,6 +24,7 @@ from stages.artifacts.exported_model import ExportedModel, Int8Runtime, LayerCos
 from stages.exporting.calibration import annotations_of, batches, set_apart
 from stages.exporting.held_out import HeldOut, told
 from stages.exporting.int8 import Calibration, Quantiser
+from stages.exporting.planned import planned_file
 from stages.exporting.search import disagreement, fewest
 from stages.exporting.tracing import traced
 
@@ -47,6 +50,13 @@ class Config(BaseConfig):
     """Most layers that may remain in float to keep the budget."""
     reduce_range: bool = False
     """Seven bits for weights: for x86 CPUs without VNNI, where products of eight saturate."""
+
+
+def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
+    """The file to quantise will be one in float32."""
+    for node in wired.get("model", ()):
+        if (file := planned_file(node)) and file.precision != "fp32":
+            yield f"model: stage {node.name} gives a file in {file.precision}; give the one in fp32: needs: {{model: ...}}"
 
 
 def run(config: Config, directory: Path, *, model: ExportedModel, data: Dataset) -> ExportedModel:

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy import cuda, sidecar, trt_network
+from deploy import atomic, cuda, trt_network
 from deploy.errors import DeployError
 from deploy.trt_backend import TrtBackend, write
 
@@ -103,5 +103,5 @@ class _Timings:
         """Writes what is known now, as a whole or not at all; its sha256."""
         content = bytes(self._config.get_timing_cache().serialize())
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        sidecar.write_atomically(self._file, content)
+        atomic.write(self._file, content)
         return hashlib.sha256(content).hexdigest()

@@ -46,6 +46,8 @@ class TensorRTRTX(TrtBackend):
         trt = cls.module()
         made_for = cls.made_for(compute_capabilities=compute_capabilities)
         network = trt_network.parse(trt, onnx)
+        if network.contract.nms == "graph":
+            raise DeployError(f"{onnx}: tensorrt_rtx has nothing that does its NMS; export the model with nms: host")
         trt_network.verdict(precision, network.layers(), onnx)
         config = trt_network.configure(trt, network, workspace_mb)
         targets = [_target(trt, one) for one in made_for["compute_capabilities"]]

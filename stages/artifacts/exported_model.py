@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deploy.parity import Parity
 from pipeline.artifact import Artifact
 from pipeline.errors import UserError
 
@@ -27,6 +28,12 @@ class ParityRecord(BaseModel):
     label_mismatches: int
     passed: bool
     sentence: str
+
+    @classmethod
+    def of(cls, parity: Parity, reference: str, **told: Any) -> ParityRecord:
+        """What `compare` found against the file named `reference`, except for what is told."""
+        found = {name: getattr(parity, name) for name in cls.model_fields if hasattr(parity, name)}
+        return cls(**(found | {"reference": reference, "passed": parity.verdict} | told))
 
 
 class LayerCost(BaseModel):

@@ -13,9 +13,10 @@ from stages.distillation.gradients import GradientLog
 from stages.distillation.method import DistillationBatch, DistillationMethod, in_full
 from stages.distillation.teachers import chosen
 from stages.training.clock import Clock
+from stages.training.task import TrainingTask
 
 
-class DistillationTask(nn.Module):
+class DistillationTask(TrainingTask):
     """Saved keys are `student.*` and `methods.*`. Teachers are no submodules: they are never trained, saved or switched to
     train mode. Without methods this is plain training: the control.
 
@@ -30,7 +31,7 @@ class DistillationTask(nn.Module):
         methods: Mapping[str, DistillationMethod] | None = None,
     ) -> None:
         super().__init__()
-        self.student = student
+        self.student: Detector = student
         self.methods = nn.ModuleDict(dict(methods or {}))
         named = {"teacher": teachers} if isinstance(teachers, Detector) else teachers
         self.teachers: dict[str, Detector] = dict(named or {})  # a dict, where nn.Module does not look

@@ -47,14 +47,10 @@ class HeldOut:
         a, b = (self.detections(file, threshold=threshold) for file in (before, after))
         parity = compare(a, b, Tolerance(math.inf, 0.0), threshold)
         same = parity.matched - parity.label_mismatches
-        return ParityRecord(
-            reference=name,
-            images=len(a),
-            matched=parity.matched,
+        return ParityRecord.of(
+            parity,
+            name,
             unmatched=parity.unmatched + parity.excused,
-            max_box_px=parity.max_box_px,
-            max_score=parity.max_score,
-            label_mismatches=parity.label_mismatches,
             passed=passed,
             sentence=f"{same} of {sum(map(len, a))} detections above {threshold:g} in {len(a)} held-out training images were "
             f"found again, {sum(map(len, b)) - same} are new; boxes moved by up to {parity.max_box_px:.2g} px, scores by up to "

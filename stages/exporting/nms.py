@@ -87,6 +87,8 @@ def with_nms(model: onnx.ModelProto, contract: Contract) -> tuple[onnx.ModelProt
             least=least_score(contract),
         )
     )
+    for node in suppression.graph.node:
+        node.name = node.output[0]  # the parser names none
     given = {name: f"candidate_{one}" for name, one in zip(contract.output_names, _OUTPUTS, strict=True)}
     candidates = compose.add_prefix(
         model,
@@ -107,6 +109,9 @@ def with_nms(model: onnx.ModelProto, contract: Contract) -> tuple[onnx.ModelProt
         producer_name=model.producer_name,
         producer_version=model.producer_version,
     )
+    domains = {one.domain: one for one in merged.opset_import}  # merging lists a domain once for each model
+    del merged.opset_import[:]
+    merged.opset_import.extend(domains.values())
     return merged, replace(contract, nms="graph", candidates=kept, output_names=_OUTPUTS)
 
 

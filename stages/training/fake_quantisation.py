@@ -33,6 +33,7 @@ class FakeQuantised(nn.Conv2d):
     ranges_S2: Tensor
 
     def __init__(self, plain: nn.Conv2d, sizes: Sequence[tuple[int, int]], signed: bool) -> None:
+        # The ignores: a Conv2d keeps as tuple[int, ...] what its constructor declares as pairs.
         super().__init__(
             plain.in_channels,
             plain.out_channels,

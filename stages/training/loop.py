@@ -29,6 +29,7 @@ from stages.training.clock import Clock
 from stages.training.interruption import uninterrupted
 from stages.training.optimizer import OptimizerConfig, make_optimizer, milestones, rate, set_rate
 from stages.training.scalars import Scalars, missing
+from stages.training.task import TrainingTask
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
@@ -96,19 +97,6 @@ class Movable(Protocol):
     def to(self, device: torch.device) -> Any: ...
 
 
-class TrainingTask(Protocol):
-    """What can be trained: a module that returns named losses, says which parameters learn how fast, and holds the
-    detector that is kept."""
-
-    student: nn.Module
-
-    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]: ...
-
-    def observations(self) -> dict[str, float]:
-        """What the last step told beside its losses, for metrics.jsonl; at most steps nothing."""
-        ...
-
-
 @dataclass
 class Fitted:
     """What a training left so far: its length, the seconds spent in steps (not in loading or validation), the sums of the
@@ -136,7 +124,7 @@ class Trainer:
     """One training in one directory (metrics.jsonl, checkpoints). `task` is trained in place; with `ema` the averaged
     weights are in it at the end."""
 
-    def __init__(self, task: nn.Module, config: TrainingConfig, iterations_per_epoch: int, directory: Path) -> None:
+    def __init__(self, task: TrainingTask, config: TrainingConfig, iterations_per_epoch: int, directory: Path) -> None:
         self.config = config
         self.iterations = config.iterations(iterations_per_epoch)
         self.per_epoch = iterations_per_epoch
@@ -149,9 +137,8 @@ class Trainer:
         self.fabric = Fabric(accelerator=device.type, devices=1, precision=PRECISIONS[config.precision])
         # Channels last: an eighth faster on CPUs, and what mixed precision wants on GPUs.
         self.task = task.to(memory_format=torch.channels_last)
-        groups = task.parameter_groups()  # type: ignore[operator]
-        self.module, self.optimizer = self.fabric.setup(task, make_optimizer(config.optimizer, groups))
-        decay, kept = config.ema, self._detector()
+        self.module, self.optimizer = self.fabric.setup(task, make_optimizer(config.optimizer, task.parameter_groups()))
+        decay, kept = config.ema, self.task.student
         self.average: AveragedModel | None = None
         if decay:
             averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
@@ -194,7 +181,7 @@ class Trainer:
                     logger.info("interrupted: step %d is saved", self.fitted.iterations)
                 raise
         if self.average:
-            self._detector().load_state_dict(self.average.module.state_dict())
+            self.task.student.load_state_dict(self.average.module.state_dict())
         return self.fitted
 
     def _advance(self, images: Tensor, targets: Movable, scalars: Scalars) -> dict[str, float]:
@@ -205,8 +192,7 @@ class Trainer:
         self.fitted.seconds += time.perf_counter() - begun
         self.fitted.iterations = done = iteration + 1
         self.fitted.add(values)
-        noted: dict[str, float] = self.task.observations()  # type: ignore[operator]
-        if noted:
+        if noted := self.task.observations():
             scalars.write(done, **noted)
         if done % self.config.log_every == 0 or done == self.iterations:
             scalars.write(done, lr=rate(self.config.optimizer, iteration, self.iterations), **self.fitted.means())
@@ -256,17 +242,12 @@ class Trainer:
             self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.config.optimizer.clip)
         self.optimizer.step()
         if self.average:
-            self.average.update_parameters(self._detector())
+            self.average.update_parameters(self.task.student)
         return {name: values[name] for name in losses}
-
-    def _detector(self) -> nn.Module:
-        detector = self.task.student
-        assert isinstance(detector, nn.Module)
-        return detector
 
     def _kept(self) -> nn.Module:
         """The detector with the weights that will be kept."""
-        return self.average.module if self.average else self._detector()
+        return self.average.module if self.average else self.task.student
 
     def _save(self) -> None:
         """Write a checkpoint of this step."""

@@ -21,6 +21,7 @@ from stages.detection.detector import Detector, Targets
 from stages.detection.load import load_published
 from stages.training.loop import Fitted, Trainer, TrainingConfig
 from stages.training.scalars import missing
+from stages.training.task import TrainingTask
 
 
 class SessionConfig(TrainingConfig):
@@ -72,7 +73,7 @@ def training_split(config: SessionConfig, data: Dataset) -> CocoSplit:
 
 
 def train(
-    task: nn.Module,
+    task: TrainingTask,
     config: SessionConfig,
     data: Dataset,
     directory: Path,

@@ -6,7 +6,7 @@ import onnx
 import PIL.Image
 import pytest
 
-from deploy import bundle as module
+from deploy import atomic
 from deploy.bundle import Bundle, Sample, verify, write
 from deploy.errors import DeployError
 from deploy.image import Placement
@@ -186,7 +186,7 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path, model, entry, release, mo
     def fail(_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(module, "_sync", fail)
+    monkeypatch.setattr(atomic, "sync", fail)
     before = set(tmp_path.iterdir())
     with pytest.raises(OSError, match="disk full"):
         write(tmp_path / "new", [entry(model)], release, "card")

@@ -5,7 +5,8 @@ import ctypes
 import pytest
 
 from deploy import device as module
-from deploy.device import cuda_devices, device, driver, kind, l4t, power_mode
+from deploy.cuda import devices
+from deploy.device import device, driver, kind, l4t, power_mode
 
 NVPMODEL = """
 # comment
@@ -55,7 +56,7 @@ class Cuda:
 
 
 def test_gpus_are_those_of_the_cuda_driver():
-    gpus, version = cuda_devices(Cuda())
+    gpus, version = devices(Cuda())
     assert version == "12.6"
     assert gpus == [
         {"name": "Tesla T4", "compute_capability": "7.5", "memory_bytes": 15_000_000_000},
@@ -64,7 +65,7 @@ def test_gpus_are_those_of_the_cuda_driver():
 
 
 def test_a_driver_without_a_device_has_no_gpus():
-    assert cuda_devices(Cuda(error=100)) == ([], None)
+    assert devices(Cuda(error=100)) == ([], None)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_l4t_and_power_mode_are_read():
 
 
 def test_a_jetson_is_named_by_its_board_and_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "cuda_devices", lambda: (cuda_devices(Cuda())[0][1:], "12.6"))
+    monkeypatch.setattr(module, "devices", lambda: (devices(Cuda())[0][1:], "12.6"))
     for name, text in {
         "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
         "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1",

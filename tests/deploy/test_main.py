@@ -58,7 +58,7 @@ def test_predict_draws(bundle, tmp_path, new_image, capsys):
 
 def test_a_drawing_that_cannot_be_written_is_a_users_error(bundle, white, capsys):
     assert main(["predict", str(bundle), str(white), "--out", str(white)]) == 2
-    assert "the drawing cannot be written" in capsys.readouterr().err
+    assert "it cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("score", ["1.5", "-1"])

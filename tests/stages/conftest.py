@@ -37,6 +37,19 @@ TEACHER = {
 CASCADE = {**TEACHER, "name": "cascade_rcnn"}
 
 
+def placed(folder, name, stage, config, **slots):
+    """Run a stage in a new folder of `folder` and place what it made."""
+    directory = folder / name
+    directory.mkdir()
+    return stage.run(stage.Config(**config), directory, **slots).placed(directory, name=name, key=f"{name}-key")
+
+
+@pytest.fixture(scope="session")
+def make():
+    """The function `placed`."""
+    return placed
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """40 training and 12 validation images of plate digits, as the dataset stage makes them."""

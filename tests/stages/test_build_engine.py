@@ -1,7 +1,11 @@
 """From an exported RetinaNet to engines: executed by OpenVINO on the CPU, built by TensorRT-RTX for GPUs that are not
 here."""
 
+import hashlib
 import json
+import shutil
+import subprocess
+from dataclasses import dataclass
 
 import onnx as onnx_package
 import pytest
@@ -12,8 +16,10 @@ from deploy import sidecar
 from deploy.backend import backend_class
 from deploy.contract import Contract
 from deploy.predictor import Predictor
-from pipeline.errors import UserError, VerdictError
-from stages import benchmark, build_engine, export, release, train, validate
+from pipeline.errors import UserError, VerdictError, Waiting
+from pipeline.stage import NodeView
+from stages import benchmark, build_engine, export, quantize, release, train, validate
+from stages.artifacts.exported_model import ExportedModel
 from stages.data.coco import CocoSplit
 from stages.evaluation.report.chain import chains, hops
 from stages.evaluation.report.evidence import Evidence, Roles
@@ -21,13 +27,6 @@ from stages.evaluation.report.sections.audit import proofs
 
 TRAINING = {"steps": 3, "batch_size": 4, "device": "cpu", "optimizer": {"name": "adamw", "lr": 1e-3, "warmup": 1}}
 GPUS = ("7.5", "8.6", "12.0")
-
-
-def make(folder, name, stage, config, **slots):
-    """Run a stage in a folder and place what it made."""
-    directory = folder / name
-    directory.mkdir()
-    return stage.run(stage.Config(**config), directory, **slots).placed(directory, name=name, key=f"{name}-key")
 
 
 def needs(name):
@@ -41,18 +40,18 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def student(folder, digits, student_settings):
+def student(make, folder, digits, student_settings):
     return make(folder, "student", train, {"detector": student_settings, **TRAINING}, data=digits)
 
 
 @pytest.fixture(scope="module")
-def onnx(folder, digits, student):
+def onnx(make, folder, digits, student):
     config = {"score_threshold": 0.001, "parity_images": 4}
     return make(folder, "onnx", export, config, checkpoint=student, data=digits)
 
 
 @pytest.fixture(scope="module")
-def engine(folder, digits, onnx):
+def engine(make, folder, digits, onnx):
     """Built and executed by OpenVINO."""
     needs("openvino")
     return make(
@@ -72,12 +71,12 @@ def test_the_engine_is_proven_on_images_and_counted(engine, onnx):
 
 
 @pytest.fixture(scope="module")
-def accuracy(folder, digits, student, onnx, engine):
+def accuracy(make, folder, digits, student, onnx, engine):
     return make(folder, "accuracy", validate, {}, data=digits, checkpoints=[student], models=[onnx, engine])
 
 
 @pytest.fixture(scope="module")
-def latency(folder, digits, engine):
+def latency(make, folder, digits, engine):
     return make(folder, "latency", benchmark, {"iterations": 3, "threads": 1}, data=digits, models=[engine])
 
 
@@ -103,14 +102,14 @@ def test_the_engine_is_a_hop_of_the_chain(digits, student, onnx, engine, accurac
     assert "compared with onnx on 6 validation images" in sentence
 
 
-def test_an_engine_that_detects_something_else_fails(tmp_path, digits, onnx):
+def test_an_engine_that_detects_something_else_fails(make, tmp_path, digits, onnx):
     needs("openvino")
     config = {"backend": {"name": "openvino"}, "parity_box_px": 1e-12, "parity_score": 1e-12}
     with pytest.raises(VerdictError, match=r"the engine does not detect what model\.onnx detects"):
         make(tmp_path, "engine", build_engine, config, model=onnx, data=digits)
 
 
-def test_in_bf16_parity_is_recorded_and_ap_decides(tmp_path, digits, onnx):
+def test_in_bf16_parity_is_recorded_and_ap_decides(make, tmp_path, digits, onnx):
     needs("openvino")
     config = {"backend": {"name": "openvino", "precision": "bf16"}, "parity_images": 4}
     try:
@@ -123,7 +122,7 @@ def test_in_bf16_parity_is_recorded_and_ap_decides(tmp_path, digits, onnx):
     assert made.parity.matched > 0
 
 
-def test_an_engine_that_cannot_run_here_is_built_and_says_so(tmp_path, digits, onnx):
+def test_an_engine_that_cannot_run_here_is_built_and_says_so(make, tmp_path, digits, onnx):
     needs("tensorrt_rtx")
     if not (problem := backend_class("tensorrt_rtx").obstacle({})):
         pytest.skip("this machine has a GPU")
@@ -143,6 +142,14 @@ def test_an_engine_that_cannot_run_here_is_built_and_says_so(tmp_path, digits, o
     with pytest.raises(UserError, match="the ONNX is fp32; export it with precision fp16"):
         make(tmp_path, "half", build_engine, half, model=onnx, data=digits)
     assert list((tmp_path / "half").iterdir()) == []
+
+
+def test_rtx_refuses_nms_in_the_graph(make, tmp_path, digits, student):
+    needs("tensorrt_rtx")
+    inside = make(tmp_path, "inside", export, {"nms": "graph", "parity_images": 2}, checkpoint=student, data=digits)
+    backend = {"name": "tensorrt_rtx", "compute_capabilities": GPUS}
+    with pytest.raises(UserError, match="has nothing that does its NMS; export the model with nms: host"):
+        make(tmp_path, "rtx", build_engine, {"backend": backend}, model=inside, data=digits)
 
 
 class Images(CalibrationDataReader):
@@ -210,7 +217,7 @@ def lowered(onnx, digits, file, precision):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_a_lower_precision_is_built_for_three_gpus(tmp_path, digits, onnx, precision):
+def test_a_lower_precision_is_built_for_three_gpus(make, tmp_path, digits, onnx, precision):
     needs("tensorrt_rtx")
     model = lowered(onnx, digits, tmp_path / "lower.onnx", precision)
     backend = {"name": "tensorrt_rtx", "compute_capabilities": GPUS, "precision": precision}
@@ -223,7 +230,7 @@ def test_a_lower_precision_is_built_for_three_gpus(tmp_path, digits, onnx, preci
         make(tmp_path, "fp32", build_engine, {"backend": {**backend, "precision": "fp32"}}, model=model, data=digits)
 
 
-def test_uint8_activations_are_refused_by_tensorrt_and_computed_by_openvino(tmp_path, digits, onnx):
+def test_uint8_activations_are_refused_by_tensorrt_and_computed_by_openvino(make, tmp_path, digits, onnx):
     needs("tensorrt_rtx")
     model = lowered(onnx, digits, tmp_path / "lower.onnx", "uint8")
     backend = {"name": "tensorrt_rtx", "compute_capabilities": GPUS, "precision": "int8"}
@@ -235,6 +242,118 @@ def test_uint8_activations_are_refused_by_tensorrt_and_computed_by_openvino(tmp_
     built = [one["precision"] for one in made.census["built"] if one["kind"] == "convolution"]
     assert built.count("int8") > 0.5 * len(built)
     assert made.parity.matched > 0
+
+
+@pytest.fixture(scope="module")
+def there(folder, digits, onnx, bare_python):
+    """Built by OpenVINO and executed by whoever carries folders, without any package of ours or torch."""
+    needs("openvino")
+    config, work = build_engine.Config(backend={"name": "openvino"}, parity_images=4), folder / "work"
+    command = build_engine.work(config, work, model=onnx, data=digits)
+    with pytest.raises(Waiting):
+        build_engine.take(config, folder, work, "box", model=onnx, data=digits)
+    ran = subprocess.run([bare_python, *command], cwd=work, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return config, work
+
+
+def test_an_engine_built_on_a_target_is_compared_here(tmp_path, digits, onnx, there):
+    config, work = there
+    made, device = build_engine.take(config, tmp_path, work, "box", model=onnx, data=digits)
+    made = made.placed(tmp_path, name="engine", key="engine-key")
+    assert device["name"]
+    assert (made.executed, made.source, made.census["verdict"]) == (True, onnx.key, True)
+    assert made.parity.passed
+    assert (made.parity.reference, made.parity.images) == ("onnx", 4)
+    assert made.parity.matched > 0
+    assert sidecar.read(made.path(made.file), "openvino").engine_sha256 == made.sha256
+
+
+@pytest.fixture
+def changed(tmp_path, there):
+    """The work with one file of the result changed by a function of its bytes, and the new hash in its record."""
+
+    def change(name, how):
+        config, work = there
+        copy = shutil.copytree(work, tmp_path / "copy")
+        file, record = copy / "results/onnx" / name, copy / "results/onnx/result.json"
+        content = how(file.read_bytes())
+        file.write_bytes(content)
+        told = json.loads(record.read_text())
+        told["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        record.write_text(json.dumps(told))
+        return config, copy
+
+    return change
+
+
+def test_another_engine_than_its_sidecar_says_is_refused(tmp_path, digits, onnx, changed):
+    config, work = changed("model.blob", lambda content: content[::-1])
+    with pytest.raises(UserError, match=r"model\.blob is not the engine that its sidecar describes"):
+        build_engine.take(config, tmp_path, work, "box", model=onnx, data=digits)
+
+
+def test_an_engine_that_detects_something_else_there_fails(tmp_path, digits, onnx, changed):
+    def shifted(content):
+        found = json.loads(content)
+        for one in found["after"][0]:
+            one["score"] += 0.05
+        return json.dumps(found).encode()
+
+    config, work = changed("detections.json", shifted)
+    with pytest.raises(VerdictError, match=r"the engine does not detect what model\.onnx detects"):
+        build_engine.take(config, tmp_path, work, "box", model=onnx, data=digits)
+
+
+@dataclass(frozen=True)
+class Planned(NodeView):
+    """A stage of a plan, and the one that feeds it."""
+
+    name: str
+    uses: str
+    config: object
+    behind: tuple = ()
+    produces: type = ExportedModel
+
+    def feeding(self, slot):
+        return self.behind
+
+
+EXPORTED = Planned("onnx", "export", export.Config())
+HALF = Planned("half", "export", export.Config(precision="fp16"))
+SUPPRESSED = Planned("suppressed", "export", export.Config(nms="graph"))
+UNSIGNED = Planned("int8", "quantize", quantize.Config(), behind=(EXPORTED,))
+SIGNED = Planned("int8", "quantize", quantize.Config(runtime="tensorrt"), behind=(EXPORTED,))
+
+
+@pytest.mark.parametrize(
+    ("backend", "given", "problems"),
+    [
+        ({"name": "tensorrt"}, EXPORTED, []),
+        ({"name": "tensorrt"}, SUPPRESSED, []),
+        ({"name": "tensorrt", "precision": "fp16"}, HALF, []),
+        ({"name": "tensorrt", "precision": "int8"}, SIGNED, []),
+        ({"name": "openvino", "precision": "int8"}, UNSIGNED, []),
+        ({"name": "openvino", "precision": "bf16"}, EXPORTED, []),
+        ({"name": "tensorrt", "precision": "fp16"}, EXPORTED, ["fp16, and stage onnx gives a file in fp32, which no"]),
+        ({"name": "openvino", "precision": "int8"}, EXPORTED, ["int8, and stage onnx gives a file in fp32"]),
+        ({"name": "openvino"}, UNSIGNED, ["fp32, and stage int8 gives a file in int8"]),
+        ({"name": "tensorrt_rtx", "precision": "int8"}, UNSIGNED, ["set runtime: tensorrt in stage int8"]),
+        ({"name": "tensorrt_rtx"}, SUPPRESSED, ["the NMS in the file of stage suppressed; export one with nms: host"]),
+        ({"name": "tensorrt"}, Planned("own", "mine.py", export.Config()), []),
+    ],
+)
+def test_a_file_that_cannot_be_built_is_told_before_anything_runs(backend, given, problems):
+    found = list(build_engine.check(build_engine.Config(backend=backend), {"model": (given,)}))
+    assert len(found) == len(problems)
+    assert all(part in problem for part, problem in zip(problems, found, strict=True))
+
+
+def test_what_is_not_float32_is_not_quantised():
+    assert list(quantize.check(quantize.Config(), {"model": (EXPORTED,)})) == []
+    for node in (HALF, SIGNED):
+        (problem,) = quantize.check(quantize.Config(), {"model": (node,)})
+        assert f"stage {node.name} gives a file in" in problem
 
 
 @pytest.mark.parametrize(

@@ -31,41 +31,34 @@ METHODS = {
 }
 
 
-def make(folder, name, stage, config, **slots):
-    """Run a stage in a folder and place what it made."""
-    directory = folder / name
-    directory.mkdir()
-    return stage.run(stage.Config(**config), directory, **slots).placed(directory, name=name, key=f"{name}-key")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("chain")
 
 
 @pytest.fixture(scope="module")
-def teacher(folder, digits, teacher_settings):
+def teacher(make, folder, digits, teacher_settings):
     return make(folder, "teacher", train, {"detector": teacher_settings, **TRAINING}, data=digits)
 
 
 @pytest.fixture(scope="module")
-def distilled(folder, digits, teacher, student_settings):
+def distilled(make, folder, digits, teacher, student_settings):
     config = {"student": student_settings, "methods": METHODS, "probes": 3, "images": 20, **TRAINING}
     return make(folder, "distilled", distill, config, data=digits, teacher=[teacher])
 
 
 @pytest.fixture(scope="module")
-def student(folder, digits, distilled):
+def student(make, folder, digits, distilled):
     return make(folder, "student", prune, {}, checkpoint=distilled, data=digits)
 
 
 @pytest.fixture(scope="module")
-def onnx(folder, digits, student):
+def onnx(make, folder, digits, student):
     config = {"score_threshold": 0.001, "parity_images": 6}
     return make(folder, "onnx", export, config, checkpoint=student, data=digits)
 
 
-def test_student_and_control_begin_with_the_same_weights(tmp_path, digits, student_settings, teacher):
+def test_student_and_control_begin_with_the_same_weights(make, tmp_path, digits, student_settings, teacher):
     """A gain must not come from another start: with the learning rate at zero both end where they began."""
     still = {**TRAINING, "steps": 1, "optimizer": {"name": "sgd", "lr": 1e-30, "weight_decay": 0}}
     control = make(tmp_path, "control", train, {"detector": student_settings, **still}, data=digits)
@@ -101,7 +94,7 @@ def test_prune_proves_that_the_student_is_alone(student, distilled):
     assert not any("methods" in key or "assistant" in key for key in load_file(student.path(student.weights)))
 
 
-def test_no_teacher_is_needed(tmp_path, digits, student_settings):
+def test_no_teacher_is_needed(make, tmp_path, digits, student_settings):
     """TF-HEAD: distilled, pruned with proof and measured, and no teacher anywhere."""
     rcnn = {"assistant": {"name": "rcnn", "head": {"hidden": 16, "sampling_ratio": 1}}, "ckd": 1.3}
     fcos = {"assistant": {"name": "fcos", "weight": 0.5, "head": {"convs": 1, "reach": 2}}}
@@ -135,7 +128,7 @@ def tampered(tmp_path, distilled):
     return change
 
 
-def test_a_planted_assistant_fails_the_prune(tmp_path, digits, tampered):
+def test_a_planted_assistant_fails_the_prune(make, tmp_path, digits, tampered):
     def plant(state):
         state["student.assistant.weight"] = torch.ones(3)
 
@@ -143,7 +136,7 @@ def test_a_planted_assistant_fails_the_prune(tmp_path, digits, tampered):
         make(tmp_path, "student", prune, {}, checkpoint=tampered(plant), data=digits)
 
 
-def test_a_tensor_of_nobody_fails_the_prune(tmp_path, digits, tampered):
+def test_a_tensor_of_nobody_fails_the_prune(make, tmp_path, digits, tampered):
     def plant(state):
         state["teacher.weight"] = torch.ones(3)
 
@@ -151,7 +144,7 @@ def test_a_tensor_of_nobody_fails_the_prune(tmp_path, digits, tampered):
         make(tmp_path, "student", prune, {}, checkpoint=tampered(plant), data=digits)
 
 
-def test_changed_weights_do_not_reproduce_the_probes(tmp_path, digits, tampered):
+def test_changed_weights_do_not_reproduce_the_probes(make, tmp_path, digits, tampered):
     def nudge(state):
         state["student.head.classification_head.cls_logits.bias"] += 1e-3
 
@@ -176,7 +169,7 @@ def test_exported_file_takes_any_batch(onnx, digits):
         assert alone.boxes_xyxy == pytest.approx(batched.boxes_xyxy, abs=1e-3)
 
 
-def test_a_planted_weight_fails_the_export(tmp_path, digits, student, monkeypatch):
+def test_a_planted_weight_fails_the_export(make, tmp_path, digits, student, monkeypatch):
     """An exporter that carries a tensor which is not the student's: here an addend in the graph."""
 
     class Leaking(onnx_file.Graph):
@@ -193,23 +186,23 @@ def test_a_planted_weight_fails_the_export(tmp_path, digits, student, monkeypatc
         make(tmp_path, "onnx", export, {}, checkpoint=student, data=digits)
 
 
-def test_export_fails_where_file_and_pytorch_disagree(tmp_path, digits, student):
+def test_export_fails_where_file_and_pytorch_disagree(make, tmp_path, digits, student):
     with pytest.raises(VerdictError, match="does not detect what PyTorch detects"):
         make(tmp_path, "onnx", export, {"parity_box_px": 1e-12, "parity_score": 1e-12}, checkpoint=student, data=digits)
 
 
-def test_a_two_stage_teacher_is_refused_by_export(tmp_path, digits, teacher):
+def test_a_two_stage_teacher_is_refused_by_export(make, tmp_path, digits, teacher):
     with pytest.raises(UserError, match="faster_rcnn has no static graph"):
         make(tmp_path, "onnx", export, {}, checkpoint=teacher, data=digits)
 
 
 @pytest.fixture(scope="module")
-def with_nms(folder, digits, student):
+def with_nms(make, folder, digits, student):
     config = {"score_threshold": 0.001, "parity_images": 6, "nms": "graph"}
     return make(folder, "with_nms", export, config, checkpoint=student, data=digits)
 
 
-def test_nms_inside_the_file_is_its_own_row_of_the_same_ap(tmp_path, digits, student, onnx, with_nms):
+def test_nms_inside_the_file_is_its_own_row_of_the_same_ap(make, tmp_path, digits, student, onnx, with_nms):
     assert with_nms.contract["nms"] == "graph"
     assert (with_nms.candidates, with_nms.contract["candidates"]) == (1000, 100)
     assert "NMS in the graph keeps what the host's keeps: " in with_nms.parity.sentence
@@ -222,7 +215,7 @@ def test_nms_inside_the_file_is_its_own_row_of_the_same_ap(tmp_path, digits, stu
     assert graph.sha256 != host.sha256
 
 
-def test_a_row_of_latency_for_every_batch_and_number_of_threads(tmp_path, digits, onnx):
+def test_a_row_of_latency_for_every_batch_and_number_of_threads(make, tmp_path, digits, onnx):
     config = {"iterations": 20, "images": 4, "batch": [1, 2], "threads": 1, "rate": 50}
     report = make(tmp_path, "latency", benchmark, config, data=digits, models=[onnx])
     assert [(row.batch, row.threads) for row in report.rows] == [(1, 1), (2, 1)]
@@ -242,7 +235,7 @@ def test_a_sweep_of_nothing_is_refused_at_plan_time(settings):
 
 
 @pytest.fixture(scope="module")
-def accuracy(folder, digits, teacher, distilled, student, onnx):
+def accuracy(make, folder, digits, teacher, distilled, student, onnx):
     return make(folder, "accuracy", validate, {}, data=digits, checkpoints=[teacher, distilled, student], models=[onnx])
 
 
@@ -258,7 +251,7 @@ def test_every_model_is_measured_and_the_rows_form_a_chain(accuracy):
     assert set(rows["onnx"].per_class) == {str(digit) for digit in range(10)}
 
 
-def test_release_carries_what_was_measured_and_verifies(tmp_path, digits, onnx, accuracy):
+def test_release_carries_what_was_measured_and_verifies(make, tmp_path, digits, onnx, accuracy):
     slots = {"data": digits, "models": [onnx], "accuracy": [accuracy], "latency": [], "reports": []}
     made = make(tmp_path, "bundle", release, {"sample": True, "licence": "cc-by-2.0"}, **slots)
     folder = made.path(made.folder)
@@ -327,7 +320,7 @@ def placed(onnx, directory, made_for, changes):
     return onnx.model_copy(update={"sha256": sha256, **changes}).placed(directory, name="other[seed=0]", key="other")
 
 
-def test_release_holds_several_files_and_the_fastest_is_taken(tmp_path, digits, onnx, accuracy, second):
+def test_release_holds_several_files_and_the_fastest_is_taken(make, tmp_path, digits, onnx, accuracy, second):
     other = second(precision="fp16")
     measured = accuracy.rows[-1].model_copy(update={"sha256": other.sha256})
     both = accuracy.model_copy(update={"rows": (*accuracy.rows, measured)})
@@ -349,7 +342,7 @@ def test_release_holds_several_files_and_the_fastest_is_taken(tmp_path, digits, 
     assert "p50 10.00, p99 not measured, on another" in card
 
 
-def test_release_takes_what_an_engine_says_of_itself(tmp_path, digits, onnx, accuracy, second):
+def test_release_takes_what_an_engine_says_of_itself(make, tmp_path, digits, onnx, accuracy, second):
     """A file that cannot run here is bundled with what it was made for; the sample does without it."""
     engine = second({"compute_capabilities": ["99.0"]}, backend="tensorrt_of_tomorrow")
     measured = accuracy.rows[-1].model_copy(update={"sha256": engine.sha256})
@@ -372,13 +365,13 @@ def test_release_takes_what_an_engine_says_of_itself(tmp_path, digits, onnx, acc
         Predictor.open(opened.path, model="other_seed_0.onnx")
 
 
-def test_release_refuses_a_file_nobody_measured(tmp_path, digits, onnx, accuracy):
+def test_release_refuses_a_file_nobody_measured(make, tmp_path, digits, onnx, accuracy):
     other = onnx.model_copy(update={"sha256": "0" * 64}).placed(onnx.directory, name="other", key="other")
     with pytest.raises(UserError, match="no AP was measured on other"):
         make(tmp_path, "bundle", release, {}, data=digits, models=[other], accuracy=[accuracy], latency=[], reports=[])
 
 
-def test_a_teacher_of_other_classes_is_refused(tmp_path, digits, teacher, student_settings):
+def test_a_teacher_of_other_classes_is_refused(make, tmp_path, digits, teacher, student_settings):
     other = teacher.model_copy(update={"classes": teacher.classes[::-1]}).placed(teacher.directory, name="other")
     config = {"student": student_settings, "methods": METHODS, **TRAINING}
     with pytest.raises(UserError, match="must have learnt the same classes in the same order"):
@@ -398,7 +391,9 @@ def test_a_pair_that_head_cannot_bridge_is_known_before_any_training(student_set
     )
 
 
-def test_two_teachers_teach_at_once_and_are_recorded(tmp_path, digits, teacher, teacher_settings, student_settings):
+def test_two_teachers_teach_at_once_and_are_recorded(
+    make, tmp_path, digits, teacher, teacher_settings, student_settings
+):
     small = make(
         tmp_path, "small", train, {"detector": {**teacher_settings, "neck_channels": 24}, **TRAINING}, data=digits
     )
@@ -416,7 +411,7 @@ def test_two_teachers_teach_at_once_and_are_recorded(tmp_path, digits, teacher, 
     assert state["methods.pkd.adapters.0.weight"].shape[0] == 24  # it learnt from the small one
 
 
-def test_a_teacher_below_the_floor_stops_the_stage(tmp_path, digits, teacher, student_settings):
+def test_a_teacher_below_the_floor_stops_the_stage(make, tmp_path, digits, teacher, student_settings):
     config = {"student": student_settings, "methods": METHODS, "min_teacher_ap": 0.9, **TRAINING}
     with pytest.raises(
         UserError, match=r"the teacher teacher has .* AP on a sample of 12 .* min_teacher_ap asks for 90"
@@ -426,13 +421,13 @@ def test_a_teacher_below_the_floor_stops_the_stage(tmp_path, digits, teacher, st
     assert any("min_teacher_ap: asks for an AP that teacher_sample: 0" in one for one in distill.check(unmeasured, {}))
 
 
-def test_weights_of_another_detector_are_refused(tmp_path, digits, teacher, student_settings):
+def test_weights_of_another_detector_are_refused(make, tmp_path, digits, teacher, student_settings):
     config = {"detector": student_settings, "weights": str(teacher.path(teacher.weights)), **TRAINING}
     with pytest.raises(UserError, match=r"not a checkpoint of RetinaNet"):
         make(tmp_path, "wrong", train, config, data=digits)
 
 
-def test_a_pickle_is_refused(tmp_path, digits, student_settings):
+def test_a_pickle_is_refused(make, tmp_path, digits, student_settings):
     file = tmp_path / "model.pt"
     torch.save({"model": pytest.ExitCode.OK}, file)
     config = {"detector": student_settings, "weights": str(file), **TRAINING}
@@ -440,7 +435,7 @@ def test_a_pickle_is_refused(tmp_path, digits, student_settings):
         make(tmp_path, "wrong", train, config, data=digits)
 
 
-def test_same_seed_same_weights(tmp_path, digits, distilled, teacher, student_settings):
+def test_same_seed_same_weights(make, tmp_path, digits, distilled, teacher, student_settings):
     config = {"student": student_settings, "methods": METHODS, "probes": 3, "images": 20, **TRAINING}
     again = make(tmp_path, "again", distill, config, data=digits, teacher=[teacher])
     a, b = load_file(distilled.path(distilled.weights)), load_file(again.path(again.weights))

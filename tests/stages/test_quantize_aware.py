@@ -14,25 +14,18 @@ TRAINING = {"batch_size": 4, "device": "cpu", "optimizer": {"name": "adamw", "lr
 METHODS = {"pkd": {"name": "pkd", "weight": 4}, "crosskd": {"name": "crosskd", "convs": 1}}
 
 
-def make(folder, name, stage, config, **slots):
-    """Run a stage in a folder and place what it made."""
-    directory = folder / name
-    directory.mkdir()
-    return stage.run(stage.Config(**config), directory, **slots).placed(directory, name=name, key=f"{name}-key")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("aware")
 
 
 @pytest.fixture(scope="module")
-def student(folder, digits, student_settings):
+def student(make, folder, digits, student_settings):
     return make(folder, "student", train, {"detector": student_settings, "steps": 20, **TRAINING}, data=digits)
 
 
 @pytest.fixture(scope="module")
-def aware(folder, digits, student):
+def aware(make, folder, digits, student):
     config = {"methods": METHODS, "steps": 4, "probes": 2, "teacher_sample": 3, "images": 20, **TRAINING}
     return make(folder, "aware", quantize_aware, config, checkpoint=student, data=digits)
 
@@ -56,7 +49,7 @@ def test_its_methods_taught_it(aware):
     assert any(name.startswith("crosskd/") for name in rows[-1])
 
 
-def test_it_leaves_as_a_plain_detector(tmp_path, digits, aware, student):
+def test_it_leaves_as_a_plain_detector(make, tmp_path, digits, aware, student):
     """Pruned with proof and exported like any other; nothing of the rounding is in the file."""
     keys = {key for key in load_file(aware.path(aware.weights)) if key.startswith("student.")}
     assert keys == {f"student.{key}" for key in load_file(student.path(student.weights))}

@@ -25,13 +25,7 @@ stages:
 """
 
 
-def make(folder, name, stage, config, **slots):
-    directory = folder / name
-    directory.mkdir()
-    return stage.run(stage.Config(**config), directory, **slots).placed(directory, name=name, key=f"{name}-key")
-
-
-def test_a_cascade_teaches_a_faster_rcnn(tmp_path, digits, cascade_settings, teacher_settings):
+def test_a_cascade_teaches_a_faster_rcnn(make, tmp_path, digits, cascade_settings, teacher_settings):
     teacher = make(tmp_path, "teacher", train, {"detector": cascade_settings, **TRAINING}, data=digits)
     settings = {**teacher_settings, "neck_channels": 24}  # another width, so that there is an adapter to drop
     head = {"name": "head", "assistant": "cascade", "akd": 1, "ckd": 0, "rois": 8, "proposals": 16}

@@ -67,21 +67,8 @@ def images():
     return np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), np.uint8)
 
 
-def placed(folder, name, stage, config, **slots):
-    """Run a stage in a folder and place what it made."""
-    directory = folder / name
-    directory.mkdir()
-    return stage.run(stage.Config(**config), directory, **slots).placed(directory, name=name, key=f"{name}-key")
-
-
 @pytest.fixture(scope="session")
-def make():
-    """The function `placed`."""
-    return placed
-
-
-@pytest.fixture(scope="session")
-def student(tmp_path_factory, digits, student_settings):
+def student(make, tmp_path_factory, digits, student_settings):
     """A tiny RetinaNet that has learnt a little."""
     config = {
         "detector": student_settings,
@@ -90,11 +77,11 @@ def student(tmp_path_factory, digits, student_settings):
         "device": "cpu",
         "optimizer": {"name": "adamw", "lr": 4e-3, "warmup": 5},
     }
-    return placed(tmp_path_factory.mktemp("trained"), "student", train, config, data=digits)
+    return make(tmp_path_factory.mktemp("trained"), "student", train, config, data=digits)
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory, digits, student):
+def exported(make, tmp_path_factory, digits, student):
     """The same as ONNX in float32."""
     config = {"parity_images": 4, "score_threshold": 0.1}
-    return placed(tmp_path_factory.mktemp("exported"), "onnx", export, config, checkpoint=student, data=digits)
+    return make(tmp_path_factory.mktemp("exported"), "onnx", export, config, checkpoint=student, data=digits)

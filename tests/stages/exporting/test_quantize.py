@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from deploy.predictor import Predictor
 from pipeline.errors import UserError, VerdictError
-from stages import quantize, validate
+from stages import export, quantize, validate
 from stages.exporting.int8 import Quantiser
 
 CONFIG = {"images": 8, "held_out": 12, "sensitivity_images": 2, "max_ap_drop": 0.05}
@@ -72,6 +73,50 @@ def test_a_file_for_tensorrt(tmp_path, digits, exported, make):
     types = {tensor.data_type for tensor in onnx.load(made.path(made.file)).graph.initializer}
     assert onnx.TensorProto.INT8 in types
     assert not types & {onnx.TensorProto.UINT8, onnx.TensorProto.INT32}
+
+
+def scales(model):
+    """The steps in which values are rounded, by the name of what is rounded; of weights one for each channel."""
+    tensors = {one.name: numpy_helper.to_array(one) for one in onnx.load(model.path(model.file)).graph.initializer}
+    return {name: value for name, value in tensors.items() if name.endswith("_scale")}
+
+
+@pytest.mark.parametrize("calibration", ["entropy", "percentile"])
+def test_outliers_are_cut_off(calibration, tmp_path, digits, exported, int8, make):
+    config = {**CONFIG, "calibration": calibration, "max_ap_drop": 1.0}
+    made = make(tmp_path, "int8", quantize, config, model=exported, data=digits)
+    assert made.quantisation.calibration == calibration
+    finer, coarser = scales(made), scales(int8)
+    both = [name for name in finer.keys() & coarser.keys() if finer[name].ndim == 0]
+    assert both
+    assert all(finer[name] <= coarser[name] * (1 + 1e-6) for name in both)
+    assert any(finer[name] < 0.999 * coarser[name] for name in both)
+
+
+def test_weights_of_seven_bits(tmp_path, digits, exported, int8, make):
+    config = {**CONFIG, "reduce_range": True, "max_ap_drop": 1.0}
+    made = make(tmp_path, "int8", quantize, config, model=exported, data=digits)
+
+    def largest(model):
+        tensors = map(numpy_helper.to_array, onnx.load(model.path(model.file)).graph.initializer)
+        return max(int(np.abs(one.astype(int)).max()) for one in tensors if one.dtype == np.int8 and one.ndim == 4)
+
+    assert largest(made) <= 64 < largest(int8)
+
+
+def test_nms_in_the_graph_stays_as_it_is(tmp_path, digits, student, make):
+    config = {"parity_images": 4, "score_threshold": 0.1, "nms": "graph"}
+    inside = make(tmp_path, "inside", export, config, checkpoint=student, data=digits)
+    made = make(tmp_path, "int8", quantize, CONFIG, model=inside, data=digits)
+    assert made.contract == inside.contract
+    assert made.contract["nms"] == "graph"
+    file = onnx.load(made.path(made.file))
+    (suppression,) = [node for node in file.graph.node if node.op_type == "NonMaxSuppression"]
+    given = {node.op_type for node in file.graph.node if set(node.output) & set(suppression.input)}
+    assert "DequantizeLinear" not in given
+    with Predictor.open(made.path(made.file)) as predictor:
+        (found,) = predictor([next(digits.folder("val").glob("*.jpg"))], 0.1)
+        assert len(found)
 
 
 def test_both_are_measured_and_form_a_chain(tmp_path, digits, student, exported, int8, make):
