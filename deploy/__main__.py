@@ -132,7 +132,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Prints one line a check; 3 when one fails."""
-    from deploy.bundle import verify as checks_of
+    from deploy.verification import verify as checks_of
 
     if not Path(arguments.bundle).is_dir():
         raise DeployError(f"{arguments.bundle}: a bundle's folder is wanted")

@@ -110,17 +110,6 @@ class Contract:
         atomic.write(path, model.SerializeToString())
 
     @classmethod
-    def read_from_onnx(cls, path: Path) -> Contract:
-        """The contract in an ONNX file, read by ONNX Runtime: a device has no `onnx` package.
-
-        DeployError when there is none.
-        """
-        from deploy.backends.onnxruntime import OnnxRuntime
-
-        with OnnxRuntime(Path(path), threads=1) as backend:
-            return cls.from_metadata(backend.metadata(), str(path))
-
-    @classmethod
     def from_metadata(cls, metadata: dict[str, str], where: str) -> Contract:
         """The contract among a file's metadata; `where` names the file in errors."""
         if METADATA_KEY not in metadata:

@@ -7,11 +7,12 @@ import PIL.Image
 import pytest
 
 from deploy import atomic
-from deploy.bundle import Bundle, Sample, verify, write
+from deploy.bundle import Bundle, Sample, write
 from deploy.errors import DeployError
 from deploy.image import Placement
 from deploy.predictor import Predictor
 from deploy.sidecar import beside
+from deploy.verification import verify
 
 
 def rewrite(bundle, change, file="release.json"):

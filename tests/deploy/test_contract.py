@@ -3,6 +3,7 @@ import json
 import onnx
 import pytest
 
+from deploy import onnx_proto
 from deploy.contract import METADATA_KEY, Contract
 from deploy.errors import DeployError
 
@@ -54,7 +55,7 @@ def test_it_travels_in_the_file_beside_other_metadata(model, new_contract):
     onnx.save(file, model)
     contract = new_contract(score_threshold=0.4)
     contract.write_to_onnx(model)
-    assert Contract.read_from_onnx(model) == contract
+    assert Contract.from_metadata(onnx_proto.read(model).metadata, str(model)) == contract
     assert {entry.key for entry in onnx.load(model).metadata_props} == {"author", METADATA_KEY}
     assert [file.name for file in model.parent.iterdir()] == [model.name]  # no partial file is left
 
@@ -64,4 +65,4 @@ def test_a_file_without_contract_is_refused(model):
     del file.metadata_props[:]
     onnx.save(file, model)
     with pytest.raises(DeployError, match=r"tiny\.onnx: the file carries no contract"):
-        Contract.read_from_onnx(model)
+        Contract.from_metadata(onnx_proto.read(model).metadata, str(model))

@@ -13,11 +13,12 @@ from onnxruntime import InferenceSession
 from safetensors.torch import load_file, save_file
 
 from deploy import work
-from deploy.bundle import Bundle, verify
+from deploy.bundle import Bundle
 from deploy.deepstream import write as write_deepstream
 from deploy.errors import DeployError
 from deploy.predictor import Predictor
 from deploy.sidecar import Sidecar
+from deploy.verification import verify
 from pipeline import ssh
 from pipeline.errors import UserError, VerdictError, Waiting
 from stages import benchmark, distill, export, prune, release, train, validate
