@@ -40,8 +40,9 @@ from deploy.machine import machine
 from pipeline import lookup
 from pipeline.config import Choice
 from pipeline.errors import PipelineError, UserError
-from stages.detection.detector import DensePredictions, Detector, ProposalSettings, Targets
+from stages.detection.detector import Detector
 from stages.detection.proposals import SamplingSettings, sample_rois
+from stages.detection.records import DensePredictions, ProposalSettings, Targets
 from stages.distillation.assistant import Assistance, Assistant, RoISettings
 from stages.distillation.method import DistillationBatch, DistillationMethod
 from stages.distillation.task import DistillationTask

@@ -24,7 +24,8 @@ import pipeline.__main__
 from deploy import bundle
 from pipeline.config import Choice
 from stages.data.sources.digits import Digits
-from stages.detection.detector import Detector, Targets
+from stages.detection.detector import Detector
+from stages.detection.records import Targets
 from stages.distillation.method import DistillationMethod
 from stages.distillation.task import DistillationTask
 from stages.training.clock import Clock

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from stages.detection.detector import Anchors
+from stages.detection.records import Anchors
 
 
 class AnchorGrid(nn.Module):

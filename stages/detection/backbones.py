@@ -18,7 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from pipeline.config import BaseConfig
-from stages.detection.detector import Features
+from stages.detection.records import Features
 
 BackboneName = Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
 STRIDES = {2: 4, 3: 8, 4: 16, 5: 32}

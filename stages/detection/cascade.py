@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
-from stages.detection.detector import Proposals, RoIs, RoIStage, Targets
 from stages.detection.proposals import SamplingSettings, sample_rois, unlabelled_rois
+from stages.detection.records import Proposals, RoIs, RoIStage, Targets
 from stages.detection.roi_head import RoIHead
 
 

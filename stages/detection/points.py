@@ -16,7 +16,8 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from stages.detection.anchors import AnchorGrid
 from stages.detection.dense_head import DenseHead, DistanceHead
-from stages.detection.detector import Anchors, DensePredictions, Targets, at_least_single
+from stages.detection.precision import at_least_single
+from stages.detection.records import Anchors, DensePredictions, Targets
 
 CODER = BoxLinearCoder(normalize_by_size=True)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
-from stages.detection.detector import Anchors, Proposals, ProposalSettings, RoIs, Targets
+from stages.detection.records import Anchors, Proposals, ProposalSettings, RoIs, Targets
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 from pipeline.config import BaseConfig
-from stages.detection.detector import RoIActivations, RoIs, at_least_single
+from stages.detection.precision import at_least_single
+from stages.detection.records import RoIActivations, RoIs
 from stages.detection.roi_align import align_rois
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # standard deviations .1 .1 .2 .2 of the deltas

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from pipeline.config import BaseConfig
 from pipeline.errors import UserError
-from stages.detection.detector import DenseDetector, DensePredictions, Detector, Features, ProposalSettings, RoIs
+from stages.detection.detector import DenseDetector, Detector
 from stages.detection.proposals import SamplingSettings
+from stages.detection.records import DensePredictions, Features, ProposalSettings, RoIs
 from stages.distillation.adapter import PerAnchorLinear
 from stages.distillation.imitation import Layer, gather_cells
 from stages.distillation.method import DistillationBatch, MethodConfig

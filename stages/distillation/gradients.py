@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.listing import columns
 from pipeline.log import logger
 from stages.artifacts.checkpoint import GradientShare
-from stages.detection.detector import Features
+from stages.detection.records import Features
 from stages.training.clock import Clock
 
 STEPS = (1, 10, 20, 30, 40, 49)  # iterations; not 0, where every weight that warms up is still 0

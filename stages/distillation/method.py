@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.config import BaseConfig
-from stages.detection.detector import Detector, Features, Predictions, ProposalSettings, RoIs, Targets
+from stages.detection.detector import Detector
 from stages.detection.proposals import SamplingSettings, sample_rois
+from stages.detection.records import Features, Predictions, ProposalSettings, RoIs, Targets
 from stages.training.clock import Clock
 from stages.training.optimizer import OptimizerConfig
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import UserError
-from stages.detection.detector import Detector, Features
+from stages.detection.detector import Detector
+from stages.detection.records import Features
 
 Pairing = Literal["stride", "index"]
 Stages = Literal["neck", "backbone", "all"]

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.config import Choice
 from stages.artifacts.checkpoint import Checkpoint, DistilledCheckpoint, Teacher
 from stages.artifacts.dataset import Dataset
-from stages.detection.detector import Detector, Targets
+from stages.detection.detector import Detector
 from stages.detection.load import parameter_count, save_weights
+from stages.detection.records import Targets
 from stages.distillation import gradients
 from stages.distillation.method import DistillationMethod
 from stages.distillation.task import DistillationTask

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from stages.detection.detector import Detector, Targets
+from stages.detection.detector import Detector
+from stages.detection.records import Targets
 from stages.distillation.gradients import GradientLog
 from stages.distillation.method import DistillationBatch, DistillationMethod, in_full
 from stages.distillation.teachers import chosen

@@ -17,8 +17,9 @@ from stages.data.augment import AugmentConfig
 from stages.data.coco import CocoSplit
 from stages.data.loader import training_batches
 from stages.detection.backbones import load_imagenet
-from stages.detection.detector import Detector, Targets
+from stages.detection.detector import Detector
 from stages.detection.load import load_published
+from stages.detection.records import Targets
 from stages.training.loop import Fitted, Trainer, TrainingConfig
 from stages.training.scalars import missing
 from stages.training.task import TrainingTask

@@ -11,8 +11,9 @@ from pydantic import BaseModel
 import stages
 from pipeline import lookup
 from pipeline.config import BaseConfig, Choice
-from stages.detection.detector import Detector, ProposalSettings, Targets
+from stages.detection.detector import Detector
 from stages.detection.load import checksum
+from stages.detection.records import ProposalSettings, Targets
 from stages.distillation.method import DistillationMethod
 from stages.distillation.task import DistillationTask
 from stages.training.clock import Clock

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from pipeline.config import BaseConfig
 from stages.detection.cascade import Cascade
-from stages.detection.detector import Features, RoIs, RoIStage, Targets
 from stages.detection.detectors.faster_rcnn import FasterRCNN
 from stages.detection.proposals import SamplingSettings
+from stages.detection.records import Features, RoIs, RoIStage, Targets
 from stages.detection.roi_head import RoIHead
 
 

@@ -13,19 +13,19 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, con
 
 from stages.detection.anchors import AnchorGrid
 from stages.detection.backbones import PyramidConfig, pyramid, run_pyramid
-from stages.detection.detector import (
+from stages.detection.detector import RoIDetector
+from stages.detection.precision import at_least_single
+from stages.detection.proposals import SamplingSettings, class_agnostic_proposals, sample_rois, unlabelled_rois
+from stages.detection.records import (
     Candidates,
     Features,
     Proposals,
     ProposalSettings,
-    RoIDetector,
     RoIPredictions,
     RoIs,
     RoIStage,
     Targets,
-    at_least_single,
 )
-from stages.detection.proposals import SamplingSettings, class_agnostic_proposals, sample_rois, unlabelled_rois
 from stages.detection.roi_head import RoIHead, RoIHeadConfig
 from stages.detection.torchvision_weights import class_rows, select_rows
 

@@ -15,18 +15,11 @@ from torch import Tensor
 
 from stages.detection.backbones import pyramid, run_pyramid
 from stages.detection.dense_head import DenseConfig, TowerNorm, dense_head
-from stages.detection.detector import (
-    Candidates,
-    DenseDetector,
-    DensePredictions,
-    Features,
-    Proposals,
-    ProposalSettings,
-    Targets,
-    at_least_single,
-)
+from stages.detection.detector import DenseDetector
 from stages.detection.points import PointRules, point_grid, predict_points
+from stages.detection.precision import at_least_single
 from stages.detection.proposals import class_agnostic_proposals
+from stages.detection.records import Candidates, DensePredictions, Features, Proposals, ProposalSettings, Targets
 from stages.detection.torchvision_weights import class_rows, select_rows
 
 

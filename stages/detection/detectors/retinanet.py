@@ -14,17 +14,10 @@ from torchvision.ops import box_iou, sigmoid_focal_loss
 from stages.detection.anchors import AnchorGrid
 from stages.detection.backbones import pyramid, run_pyramid
 from stages.detection.dense_head import DenseConfig, dense_head
-from stages.detection.detector import (
-    Candidates,
-    DenseDetector,
-    DensePredictions,
-    Features,
-    Proposals,
-    ProposalSettings,
-    Targets,
-    at_least_single,
-)
+from stages.detection.detector import DenseDetector
+from stages.detection.precision import at_least_single
 from stages.detection.proposals import class_agnostic_proposals
+from stages.detection.records import Candidates, DensePredictions, Features, Proposals, ProposalSettings, Targets
 from stages.detection.torchvision_weights import class_rows, modern_names, select_rows
 
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from pipeline.config import BaseConfig
 from pipeline.errors import UserError
-from stages.detection.detector import Detector, Features, RoIDetector
+from stages.detection.detector import Detector, RoIDetector
 from stages.detection.detectors.cascade_rcnn import CascadeRCNN
+from stages.detection.records import Features
 from stages.detection.roi_head import RoIHead
 from stages.distillation.assistant import Assistance, RoIAssistant, RoISettings, level_adapters
 from stages.distillation.imitation import Layer

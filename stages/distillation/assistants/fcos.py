@@ -10,9 +10,10 @@ from pydantic import Field
 from pipeline.config import BaseConfig
 from pipeline.errors import UserError
 from stages.detection.dense_head import DenseHead
-from stages.detection.detector import Detector, Features
+from stages.detection.detector import Detector
 from stages.detection.detectors.fcos import FCOS
 from stages.detection.points import PointRules, point_grid, predict_points
+from stages.detection.records import Features
 from stages.distillation.assistant import Assistance, MapAssistant, RoISettings, level_adapters
 from stages.distillation.imitation import Layer
 from stages.distillation.method import DistillationBatch

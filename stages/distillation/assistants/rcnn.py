@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pipeline.config import BaseConfig
 from pipeline.errors import UserError
-from stages.detection.detector import Detector, Features, RoIActivations, RoIDetector
+from stages.detection.detector import Detector, RoIDetector
+from stages.detection.records import Features, RoIActivations
 from stages.detection.roi_head import RoIHead, RoIHeadConfig
 from stages.distillation.assistant import Assistance, RoIAssistant, RoISettings, level_adapters
 from stages.distillation.imitation import Layer

@@ -27,8 +27,9 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from pipeline.errors import UserError
-from stages.detection.detector import DenseDetector, DensePredictions, Detector, Targets
+from stages.detection.detector import DenseDetector, Detector
 from stages.detection.detectors.retinanet import RetinaNet
+from stages.detection.records import DensePredictions, Targets
 from stages.distillation.method import DistillationBatch, DistillationMethod, MethodConfig, kinds
 from stages.distillation.pairing import adapters, pair_levels, resized
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from pipeline.config import Choice
 from pipeline.errors import UserError
-from stages.detection.detector import DenseDetector, DensePredictions, Detector, RoIDetector
+from stages.detection.detector import DenseDetector, Detector, RoIDetector
+from stages.detection.records import DensePredictions
 from stages.distillation.assistant import Assistant, RoISettings
 from stages.distillation.imitation import layer_imitation
 from stages.distillation.method import DistillationBatch, DistillationMethod, kinds

@@ -28,16 +28,8 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou
 
 from pipeline.errors import UserError
-from stages.detection.detector import (
-    DenseDetector,
-    DensePredictions,
-    Detector,
-    RoIActivations,
-    RoIDetector,
-    RoIPredictions,
-    RoIs,
-    Targets,
-)
+from stages.detection.detector import DenseDetector, Detector, RoIDetector
+from stages.detection.records import DensePredictions, RoIActivations, RoIPredictions, RoIs, Targets
 from stages.detection.roi_head import RoIHead, roi_level
 from stages.distillation.method import DistillationBatch, DistillationMethod, MethodConfig
 from stages.distillation.pairing import adapters, pair_levels, resized

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from pipeline.config import BaseConfig, Choice
 from pipeline.errors import UserError
-from stages.detection.detector import DenseDetector, DensePredictions, Detector
+from stages.detection.detector import DenseDetector, Detector
+from stages.detection.records import DensePredictions
 from stages.distillation.assistant import Assistant, RoISettings
 from stages.distillation.imitation import layer_imitation
 from stages.distillation.method import DistillationBatch, DistillationMethod

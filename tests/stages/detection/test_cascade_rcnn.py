@@ -6,9 +6,9 @@ import torch
 from pydantic import ValidationError
 
 from stages.detection.cascade import Cascade, refine
-from stages.detection.detector import Proposals, RoIActivations, RoIs, RoIStage, Targets
 from stages.detection.detectors.cascade_rcnn import CascadeRCNN
 from stages.detection.proposals import SamplingSettings, sample_rois, unlabelled_rois
+from stages.detection.records import Proposals, RoIActivations, RoIs, RoIStage, Targets
 from stages.detection.roi_head import RoIHead, RoIHeadConfig
 from stages.distillation.assistants.rcnn import RCNN
 from stages.distillation.method import in_full

@@ -12,11 +12,11 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from stages.detection.detector import RoIPredictions, Targets
 from stages.detection.detectors.faster_rcnn import FasterRCNN
 from stages.detection.detectors.fcos import FCOS
 from stages.detection.detectors.retinanet import RetinaNet
 from stages.detection.proposals import SamplingSettings, sample_rois
+from stages.detection.records import RoIPredictions, Targets
 
 SIZE = (320, 352)  # P6 and P7 are not whole multiples of their strides here: torchvision's odd anchor strides show
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}

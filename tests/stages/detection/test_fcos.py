@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from stages import export, train
-from stages.detection.detector import DensePredictions, ProposalSettings, Targets
 from stages.detection.detectors.fcos import FCOS
+from stages.detection.records import DensePredictions, ProposalSettings, Targets
 from stages.detection.torchvision_weights import COCO_NAMES
 from stages.distillation.methods.head import HEAD
 from stages.distillation.task import DistillationTask

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from stages.detection.detector import RoIs
+from stages.detection.records import RoIs
 from stages.detection.roi_align import align_rois
 from stages.detection.roi_head import RoIHead, RoIHeadConfig
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.detection.detector import Features, Targets
+from stages.detection.records import Features, Targets
 from stages.distillation.method import DistillationBatch
 from stages.training.clock import Clock
 

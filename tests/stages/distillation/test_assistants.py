@@ -5,7 +5,7 @@ import torch
 
 from pipeline.config import Choice
 from pipeline.errors import UserError
-from stages.detection.detector import Targets
+from stages.detection.records import Targets
 from stages.distillation.method import DistillationMethod
 from stages.distillation.task import DistillationTask
 from stages.training.clock import Clock

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou, generalized_box_iou
 from torchvision.ops.misc import Conv2dNormActivation
 
 from pipeline.errors import UserError
-from stages.detection.detector import Anchors, DensePredictions, Features, Targets
+from stages.detection.records import Anchors, DensePredictions, Features, Targets
 from stages.distillation.method import DistillationBatch
 from stages.distillation.methods.crosskd import (
     CrossKD,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from stages.detection.detector import Features
+from stages.detection.records import Features
 from stages.distillation.methods.fitnet import FitNet
 
 PRECISIONS = [(torch.float64, 1e-9), (torch.float32, 1e-5)]

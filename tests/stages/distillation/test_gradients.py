@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.config import Choice
 from stages.artifacts.checkpoint import GradientShare
-from stages.detection.detector import Features, Targets
+from stages.detection.records import Features, Targets
 from stages.distillation import gradients
 from stages.distillation.gradients import GradientLog, gradient_norms, of_metrics, shares, table, warnings
 from stages.distillation.method import DistillationMethod

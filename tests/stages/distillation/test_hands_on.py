@@ -8,7 +8,7 @@ import torch
 
 from pipeline.config import Choice
 from pipeline.errors import UserError
-from stages.detection.detector import Features, Targets
+from stages.detection.records import Features, Targets
 from stages.distillation.method import DistillationBatch, DistillationMethod
 from stages.distillation.methods.hands_on import imitation_error, macro_weights, micro_weights, nearest_pairs
 from stages.distillation.task import DistillationTask

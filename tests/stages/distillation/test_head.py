@@ -10,9 +10,9 @@ from torchvision.models.detection._utils import BoxCoder
 
 from pipeline.config import Choice
 from pipeline.errors import UserError
-from stages.detection.detector import Anchors, Proposals, ProposalSettings, Targets
 from stages.detection.load import checksum
 from stages.detection.proposals import SamplingSettings, class_agnostic_proposals, sample_rois
+from stages.detection.records import Anchors, Proposals, ProposalSettings, Targets
 from stages.detection.roi_head import roi_level
 from stages.distillation.adapter import PerAnchorLinear
 from stages.distillation.imitation import gather_cells, imitation, layer_imitation

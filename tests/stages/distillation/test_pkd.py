@@ -288,7 +288,7 @@ def test_levels_that_share_no_stride_are_refused_by_name(build, student_settings
 
 
 def test_the_method_is_the_weighted_sum_of_its_pairs(build, student_settings, teacher_settings):
-    from stages.detection.detector import Features, Targets
+    from stages.detection.records import Features, Targets
     from stages.distillation.method import DistillationBatch
     from stages.training.clock import Clock
 

@@ -9,7 +9,7 @@ from torchvision.models.detection._utils import BoxCoder
 
 from pipeline.config import Choice
 from pipeline.errors import ConfigError, UserError
-from stages.detection.detector import RoIActivations, RoIs, Targets
+from stages.detection.records import RoIActivations, RoIs, Targets
 from stages.distillation.method import DistillationBatch, DistillationMethod
 from stages.distillation.methods.task_adaptive import (
     box_transfer,

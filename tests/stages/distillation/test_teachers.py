@@ -5,8 +5,8 @@ import torch
 
 from pipeline.errors import PipelineError, UserError
 from stages.artifacts.checkpoint import Teacher
-from stages.detection.detector import Targets
 from stages.detection.load import checksum
+from stages.detection.records import Targets
 from stages.distillation.method import DistillationMethod
 from stages.distillation.task import DistillationTask
 from stages.distillation.teachers import check_untouched, chosen

@@ -7,7 +7,7 @@ from torch.nn import functional
 from pipeline.config import BaseConfig, Choice
 from pipeline.errors import UserError
 from stages import distill, train
-from stages.detection.detector import Anchors, DensePredictions, RoIs, Targets
+from stages.detection.records import Anchors, DensePredictions, RoIs, Targets
 from stages.distillation.assistant import Assistance, MapAssistant, RoIAssistant
 from stages.distillation.method import DistillationBatch, DistillationMethod
 from stages.distillation.methods.tf_head import TFHEAD, Assisted

@@ -7,8 +7,8 @@ import torch
 
 from pipeline.errors import UserError
 from stages.artifacts.checkpoint import Checkpoint
-from stages.detection.detector import Candidates
 from stages.detection.load import checksum
+from stages.detection.records import Candidates
 from stages.evaluation import teachers
 from stages.evaluation.teachers import examined, sampled_ap
 
