@@ -123,7 +123,7 @@ def measure(predictor: Predictor, files: list[Path], calls: int) -> dict[str, An
     seconds: dict[str, list[float]] = {"ours": [], "bare": []}
     cpu: dict[str, list[float]] = {"ours": [], "bare": []}
     parts: list[list[float]] = []
-    with Sampler() as sampler:
+    with Sampler(gpu=False) as sampler:
         for index in range(calls):
             file = files[index % len(files)]
             for name, function in (("ours", lambda one: predictor([one])), ("bare", bare)):

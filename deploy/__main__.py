@@ -286,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     one = add(convert, "a bundle's folder", runs=False)
     one.add_argument("directory", metavar="DIR", type=Path, help="a folder that does not exist yet")
     one.add_argument("--to", choices=("triton", "deepstream"), required=True)
-    one.add_argument("--max-batch", type=int, default=8, help="largest batch of the server (default: %(default)s)")
+    one.add_argument("--max-batch", type=int, help="largest batch of the server (default: 8, or an engine's own)")
     one = commands.add_parser("work", help=work.__doc__, description=work.__doc__)
     one.set_defaults(command=work)
     one.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="a folder with work.json")

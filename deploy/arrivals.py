@@ -61,7 +61,7 @@ def serve(predictor: Predictor, image_files: Sequence[Path], rate: float, reques
     files = list(image_files)
     warm_up(predictor, files, 10)
     begun, ended = np.empty(requests), np.empty(requests)
-    with Sampler() as sampler:
+    with Sampler("compute_capability" in predictor.backend.identity()) as sampler:
         start = time.perf_counter()
         due = start + np.arange(requests) / rate
         for index, moment in enumerate(due.tolist()):

@@ -10,7 +10,6 @@ sample/image.jpg          (if wanted) an image; what each model finds in it, and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 
 from deploy import atomic
 from deploy.detections import Detections
+from deploy.digest import digest
 from deploy.errors import DeployError
 from deploy.manifest import SCHEMA_VERSION, Model, models_of, problems_of, upgraded
 from deploy.sidecar import beside
@@ -171,16 +171,6 @@ def write(
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return Bundle.open(directory)
-
-
-def digest(file: Path) -> dict[str, Any]:
-    """`{sha256, size}` of a file, as release.json lists it."""
-    # Read in pieces: a device may have less memory to spare than the model has bytes.
-    sha256 = hashlib.sha256()
-    with Path(file).open("rb") as opened:
-        while piece := opened.read(1 << 20):
-            sha256.update(piece)
-    return {"sha256": sha256.hexdigest(), "size": Path(file).stat().st_size}
 
 
 def _sample_problems(sample: Sample, files: Sequence[str]) -> list[str]:

@@ -86,14 +86,15 @@ class Sensors:
 class Sampler:
     """Samples in a thread, from the beginning to the end of a `with` block; `samples` holds them afterwards.
 
-    At least two: one at each end. The thread wakes once in `interval_s`, so it meets few of the calls that are timed.
+    At least two: one at each end. `gpu` says whether what is measured computes on one. The thread wakes once in
+    `interval_s`, so it meets few of the calls that are timed.
     """
 
-    def __init__(self, interval_s: float = 1.0, sensors: Sensors | None = None) -> None:
+    def __init__(self, gpu: bool, interval_s: float = 1.0, sensors: Sensors | None = None) -> None:
         self.samples: list[Sample] = []
         self._interval_s = interval_s
         self._sensors = sensors or Sensors()
-        self._gpu = Nvml.of_this_process()
+        self._gpu = Nvml.of_this_process() if gpu else None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from configparser import ConfigParser
 from typing import TYPE_CHECKING
 
-from deploy import atomic
+from deploy import atomic, onnx_proto
 from deploy.errors import DeployError
+from deploy.trt_network import refuse_uint8
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,15 +42,17 @@ antialiasing and pads with black, the model was trained and measured with antial
 """
 
 
-def write(bundle: Bundle, model: Model, directory: Path, max_batch: int = 8) -> Path:
+def write(bundle: Bundle, model: Model, directory: Path, max_batch: int | None = None) -> Path:
     """Writes the folder, which appears whole or not at all, and returns its configuration file.
 
-    Raises DeployError for what is no ONNX file, a batch below 1, a folder that exists, or without the package onnx.
+    Raises DeployError for what is no ONNX file, one quantised to uint8, a batch below 1, a folder that exists, or without
+    the package onnx.
     """
     if not model.file.endswith(".onnx"):
         raise DeployError(
             f"deepstream: {model.file} is no ONNX file, which nvinfer builds from; choose a --model that is"
         )
+    max_batch = 8 if max_batch is None else max_batch
     if max_batch < 1:
         raise DeployError(f"deepstream: --max-batch must be at least 1, given {max_batch}")
     contract = model.contract
@@ -70,7 +73,7 @@ def write(bundle: Bundle, model: Model, directory: Path, max_batch: int = 8) -> 
             boxes=boxes,
             scores=scores,
             labels=labels,
-            count=contract.max_detections if contract.nms == "graph" else contract.candidates,
+            count=contract.candidates,
             nms="nvinfer does NMS (cluster-mode 2)." if here else "they need no NMS (cluster-mode 4).",
             pad=list(contract.image.pad_rgb),
         )
@@ -115,12 +118,13 @@ def write_planes(source: Path, target: Path, name: str, labels: str) -> None:
     labels.
 
     Our graphs cast before all else (and ask for the batch's size); both take the transposed planes instead. Raises
-    DeployError for a graph that begins otherwise.
+    DeployError for a graph that begins otherwise, and for one quantised to uint8, which nvinfer's TensorRT takes for int8.
     """
     try:
         import onnx
     except ImportError as error:
         raise DeployError(f"deepstream: the package onnx is needed here ({error}); pip install onnx") from error
+    refuse_uint8(source, onnx_proto.read(source).quantised)
     model = onnx.load(source)
     (images,) = (one for one in model.graph.input if one.name == name)
     readers = [node for node in model.graph.node if name in node.input]

@@ -96,7 +96,7 @@ def measure(
     warm = warm_up(predictor, files, warmup, batch)
     rows = np.empty((iterations, len(STEPS)))
     begun = np.empty(iterations)
-    with Sampler() as sampler:
+    with Sampler("compute_capability" in predictor.backend.identity()) as sampler:
         for index in range(iterations):
             begun[index] = time.perf_counter()
             rows[index] = _once(predictor, _turn(files, index, batch))

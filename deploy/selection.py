@@ -30,7 +30,7 @@ _PACKAGES = {
     "tensorrt": ("tensorrt", "gpu"),
     "tensorrt_rtx": ("tensorrt_rtx", "tensorrt-rtx"),
 }
-_ON_GPU = ("tensorrt", "tensorrt_rtx")
+_ON_GPU = ("tensorrt", "tensorrt_rtx", "cuda")  # backends and providers
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ def refusals(model: Model, provider: str | None, device: Device) -> list[str]:
         reasons.append(f"{package} is not installed; pip install 'headstart[{extra}]'")
     elif model.backend == "onnxruntime" and provider is not None and provider not in device.providers:
         reasons.append(f"ONNX Runtime here has no provider {provider}, it has {', '.join(device.providers)}")
+    elif provider in _ON_GPU and device.gpu is None:  # ONNX Runtime lists its providers with or without one
+        reasons.append(f"provider {provider} needs an NVIDIA GPU, and there is none here")
     if made.get("architecture") not in (None, device.architecture):
         reasons.append(f"made for {made['architecture']} processors, this is {device.architecture}")
     if wanted := made.get("compute_capabilities"):
@@ -145,7 +147,7 @@ def _judged(model: Model, provider: str | None, device: Device) -> Verdict:
     rows = [row for row in model.latency if provider_of(row) == provider and _milliseconds(row) is not None]
     rows = [row for row in rows if row.get("reliable")] or rows
     # A GPU's time is known by the GPU, a CPU's by the CPU.
-    mine = device.gpu if provider is not None or model.backend in _ON_GPU else device.cpu
+    mine = device.gpu if provider in _ON_GPU or model.backend in _ON_GPU else device.cpu
     here = [row for row in rows if mine is not None and mine in _names_of(row)]
     best = min(here or rows, key=lambda row: _milliseconds(row) or 0.0, default=None)
     if best is None:

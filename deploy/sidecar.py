@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy import atomic
+from deploy.digest import digest
 from deploy.errors import DeployError
 
 if TYPE_CHECKING:
@@ -40,12 +41,12 @@ class Sidecar:
 
     @property
     def command(self) -> str:
-        """What builds such an engine again."""
+        """What builds such an engine again, for the device at hand: without which devices this one is for."""
         import shlex
 
         words = ["deploy", "build", self.onnx, "ENGINE", "--backend", self.backend]
         for name, value in self.settings.items():
-            if value is not None:
+            if value is not None and name not in ("compute_capabilities", "timing_cache"):
                 words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
         return shlex.join(words)
 
@@ -78,7 +79,7 @@ def read(engine: Path, backend: str) -> Sidecar:
         raise DeployError(
             f"{engine}: it is an engine of {found.backend}, not of {backend}; open it with {found.backend}"
         )
-    if (given := digest(engine)) != found.engine_sha256:
+    if (given := digest(engine)["sha256"]) != found.engine_sha256:
         raise DeployError(
             f"{engine}: its sidecar is of another file (sha256 {found.engine_sha256[:12]}, this one has {given[:12]}); "
             f"copy both again, or build one: {found.command}"
@@ -125,7 +126,7 @@ def publish(
         engine_sha256=hashlib.sha256(content).hexdigest(),
         engine_bytes=len(content),
         onnx=onnx.name,
-        onnx_sha256=digest(onnx),
+        onnx_sha256=digest(onnx)["sha256"],
         made_for=made_for,
         settings=settings,
         census=census.to_dict(),
@@ -140,8 +141,3 @@ def remove(engine: Path) -> None:
     """Removes an engine and its sidecar, where they are."""
     beside(engine).unlink(missing_ok=True)
     engine.unlink(missing_ok=True)
-
-
-def digest(file: Path) -> str:
-    """The sha256 of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -11,7 +11,7 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
-from deploy import atomic
+from deploy import atomic, sidecar
 from deploy.contract import METADATA_KEY
 from deploy.errors import DeployError
 
@@ -39,18 +39,24 @@ execution provider) are left at Triton's defaults{engine}.
 """
 
 
-def write(bundle: Bundle, model: Model, directory: Path, max_batch: int = 8) -> Path:
+def write(bundle: Bundle, model: Model, directory: Path, max_batch: int | None = None) -> Path:
     """Writes the repository, which appears whole or not at all, and returns the folder of the model in it.
 
-    Raises DeployError for a backend that Triton has not, a batch below 1, and a folder that exists.
+    `max_batch` is 8, or what an engine takes where that is less. Raises DeployError for a backend that Triton has not,
+    a batch below 1 or larger than the engine's, and a folder that exists.
     """
     if model.backend not in _BACKENDS:
         raise DeployError(
             f"triton: {model.file} is for {model.backend}, which Triton does not serve; choose a --model for "
             f"{' or '.join(_BACKENDS)}"
         )
+    described = sidecar.peek(bundle.path / model.file)
+    most = described.settings["batch"][2] if described else None
+    max_batch = min(8, most or 8) if max_batch is None else max_batch
     if max_batch < 1:
         raise DeployError(f"triton: --max-batch must be at least 1, given {max_batch}")
+    if most is not None and max_batch > most:
+        raise DeployError(f"triton: --max-batch {max_batch}: {model.file} takes {most} images at most; build another")
     backend, file = _BACKENDS[model.backend]
     name = re.sub(r"[^\w.-]", "_", str(bundle.release["name"]), flags=re.ASCII) or "detector"
     contract, spec = model.contract, model.contract.image
@@ -77,7 +83,7 @@ def write(bundle: Bundle, model: Model, directory: Path, max_batch: int = 8) -> 
 def config(name: str, backend: str, model: Model, max_batch: int) -> str:
     """config.pbtxt: the text form of Triton's ModelConfig. Dimensions are those of one image; the batch comes on top."""
     contract, spec = model.contract, model.contract.image
-    count = contract.max_detections if contract.nms == "graph" else contract.candidates
+    count = contract.candidates
     boxes, scores, labels = contract.output_names
     outputs = [(boxes, "TYPE_FP32", [count, 4]), (scores, "TYPE_FP32", [count]), (labels, "TYPE_INT64", [count])]
     lines = [

@@ -74,14 +74,17 @@ class Session:
             self._cuda.download(found[name], self._addresses[name])
         self._cuda.synchronise()
         boxes, scores, labels = (found[name] for name in self._contract.output_names)
-        return Candidates(boxes.astype(np.float32, copy=False), scores.astype(np.float32, copy=False), _whole(labels))
+        return Candidates(
+            boxes.astype(np.float32, copy=False),
+            scores.astype(np.float32, copy=False),
+            labels.astype(np.int64, copy=False),
+        )
 
     def _run(self, batch: int) -> None:
+        self._set_batch(batch)
         if self._graphs is None:
-            self._set_batch(batch)
             self._execute()
             return
-        self._set_batch(batch)
         if batch not in self._graphs:
             self._execute()  # once as usual: what is done lazily cannot be captured
             self._cuda.synchronise()
@@ -116,10 +119,6 @@ class Session:
         """Gives back the engine, then the device."""
         del self._context, self._engine, self._runtime
         self._cuda.close()
-
-
-def _whole(labels: NDArray[Any]) -> NDArray[np.int64]:
-    return labels.astype(np.int64, copy=False)
 
 
 def built(information: dict[str, Any]) -> tuple[Layer, ...]:

@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import pkgutil
+import secrets
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy import atomic
+from deploy.digest import digest
 from deploy.errors import DeployError
 
 if TYPE_CHECKING:
@@ -69,8 +71,9 @@ def names() -> list[str]:
 def write(folder: Path, tasks: Sequence[Task], inputs: Mapping[str, Path]) -> None:
     """Writes the folder of some work; `inputs` are the files that it reads, by their names below `inputs/`.
 
-    A folder that holds this work already is left as it is, with its results; one of other work is replaced. Raises
-    DeployError for a task that nothing does, two of one name, or a file that is missing.
+    A folder that holds this work already is left as it is, with its results; one of other work, or with other code, is
+    replaced. Each folder is an attempt of its own: what was done in one that is gone is no result of it, wherever it
+    still lies. Raises DeployError for a task that nothing does, two of one name, or a file that is missing.
     """
     problems = [
         f"nothing does {task.does!r}; there are {', '.join(names())}" for task in tasks if task.does not in names()
@@ -80,20 +83,24 @@ def write(folder: Path, tasks: Sequence[Task], inputs: Mapping[str, Path]) -> No
     problems += [f"{file} is missing" for file in inputs.values() if not file.is_file()]
     if problems:
         raise DeployError(f"{folder}: " + "; ".join(problems))
-    files = {f"inputs/{name}": _described(file) for name, file in inputs.items()}
+    package = Path(__file__).parent
+    code = {f"{package.name}/{file.relative_to(package).as_posix()}": file for file in package.rglob("*.py")}
+    files = {f"inputs/{name}": digest(file) for name, file in inputs.items()}
+    files |= {name: digest(file) for name, file in code.items()}
     plan = {"schema_version": SCHEMA_VERSION, "tasks": [asdict(task) for task in tasks], "files": files}
-    text = json.dumps(plan, indent=1, sort_keys=True) + "\n"
     manifest = folder / "work.json"
-    if manifest.is_file() and manifest.read_text(encoding="utf-8") == text:
-        return
+    if manifest.is_file():
+        there = _read(manifest)
+        if isinstance(there, dict) and {**there, "attempt": None} == {**plan, "attempt": None}:
+            return
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for name, file in inputs.items():
         _link(file, partial / "inputs" / name)
-    package = Path(__file__).parent
-    for file in package.rglob("*.py"):
-        _link(file, partial / package.name / file.relative_to(package), copy=True)
-    (partial / "work.json").write_text(text, encoding="utf-8")
+    for name, file in code.items():
+        _link(file, partial / name, copy=True)
+    text = json.dumps({"attempt": secrets.token_hex(8), **plan}, indent=1, sort_keys=True)
+    (partial / "work.json").write_text(text + "\n", encoding="utf-8")
     atomic.publish(partial, folder)
 
 
@@ -143,9 +150,7 @@ def do_one(folder: Path, name: str) -> None:
         "inputs": {name: file["sha256"] for name, file in plan.files.items()},
         "value": value,
         "files": {
-            file.relative_to(partial).as_posix(): _described(file)
-            for file in sorted(partial.rglob("*"))
-            if file.is_file()
+            file.relative_to(partial).as_posix(): digest(file) for file in sorted(partial.rglob("*")) if file.is_file()
         },
         "device": device(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -237,15 +242,7 @@ def _changed(folder: Path, name: str, wanted: dict[str, Any]) -> str:
         return f"{name} lies outside"
     if not (folder / name).is_file():
         return f"{name} is missing"
-    return "" if _described(folder / name) == wanted else f"{name} was changed"
-
-
-def _described(file: Path) -> dict[str, Any]:
-    sha256 = hashlib.sha256()
-    with file.open("rb") as opened:
-        while piece := opened.read(1 << 20):
-            sha256.update(piece)
-    return {"sha256": sha256.hexdigest(), "size": file.stat().st_size}
+    return "" if digest(folder / name) == wanted else f"{name} was changed"
 
 
 def _link(source: Path, target: Path, copy: bool = False) -> None:

@@ -1,13 +1,14 @@
 """Ssh: a folder carried to a host by OpenSSH's client, a command done in it there, and its results carried back.
 
 Nothing is ever asked: keys, ports, jump hosts and known hosts are those of ~/.ssh/config, or of another file. A folder
-goes as a tar stream without the files that are there already in the same size, so that a carrying that was cut off goes
-on; whoever does the work there checks what arrived. The host has a POSIX shell, tar and Python.
+goes as a tar stream without the files that are there already, by their hashes, so that a carrying that was cut off goes
+on. Results appear here when all of them have come. The host has a POSIX shell, tar and Python.
 """
 
 import json
 import logging
 import shlex
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
+from pipeline import digest
 from pipeline.errors import UserError
 
 _logger = logging.getLogger("pipeline.ssh")
@@ -31,12 +33,21 @@ _OPTIONS = {
 _LAST_LINES = 5  # of what ssh said, in an error
 RESULTS = "results"
 
-# Prints the size of each file below a folder.
+_PARTIAL = ".results.partial"
+# Prints the hash of each file below a folder but for its results.
 _LIST = """
-import json, os, sys
-top = sys.argv[1]
-files = [os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names]
-print(json.dumps({os.path.relpath(file, top): os.path.getsize(file) for file in files}))
+import hashlib, json, os, sys
+top, found = sys.argv[1], {}
+for folder, below, names in os.walk(top):
+    if folder == top:
+        below[:] = [name for name in below if name not in sys.argv[2:]]
+    for name in names:
+        file, sha256 = os.path.join(folder, name), hashlib.sha256()
+        with open(file, "rb") as opened:
+            for piece in iter(lambda: opened.read(1 << 20), b""):
+                sha256.update(piece)
+        found[os.path.relpath(file, top)] = sha256.hexdigest()
+print(json.dumps(found))
 """
 # Runs Python with the arguments, and ends it when standard input does: ssh has gone, or was told to stop.
 _WATCHED = """
@@ -98,10 +109,10 @@ def do(host: Host, parent: str, folder: Path, command: Sequence[str]) -> None:
 
 
 def _send(host: Host, folder: Path, there: str) -> None:
-    known = _sizes(host, there)
+    known = _hashes(host, there)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    files = {name: path for name, path in files.items() if not name.startswith(f"{RESULTS}/")}
-    missing = {name: path for name, path in files.items() if known.get(name) != path.stat().st_size}
+    files = {name: path for name, path in files.items() if not name.startswith((f"{RESULTS}/", f"{_PARTIAL}/"))}
+    missing = {name: path for name, path in files.items() if name not in known or known[name] != digest.of_file(path)}
     size = sum(path.stat().st_size for path in missing.values())
     _logger.info("%s: sending %d of %d files, %.1f MB", host.name, len(missing), len(files), size / 1e6)
     quoted = shlex.quote(there)
@@ -122,9 +133,9 @@ def _send(host: Host, folder: Path, there: str) -> None:
             raise host.failure(f"unpacking what was sent to {there}", process.returncode, _text(said))
 
 
-def _sizes(host: Host, there: str) -> dict[str, int]:
-    """Return the size of each file that is there already."""
-    command = shlex.join([host.python, "-c", _LIST, there])
+def _hashes(host: Host, there: str) -> dict[str, str]:
+    """Return the hash of each file that is there already."""
+    command = shlex.join([host.python, "-c", _LIST, there, RESULTS])
     with TemporaryFile() as said, host.start(command, subprocess.PIPE, said) as process:
         out, _ = process.communicate()
         if process.returncode:
@@ -151,17 +162,22 @@ def _run(host: Host, there: str, command: Sequence[str]) -> None:
 
 def _fetch(host: Host, there: str, folder: Path) -> None:
     line = f"tar -cf - -C {shlex.quote(there)} {RESULTS}"
+    partial = folder / _PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
     with TemporaryFile() as said, host.start(line, subprocess.PIPE, said) as process:
         assert process.stdout
         broken = ""
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
-                tar.extractall(folder, filter="data")
+                tar.extractall(partial, filter="data")
         except tarfile.TarError as error:
             broken = str(error)
         process.stdout.read()
         if process.wait() or broken:
             raise host.failure(f"reading the results in {there}", process.returncode, f"{_text(said)}\n{broken}")
+    shutil.rmtree(folder / RESULTS, ignore_errors=True)
+    (partial / RESULTS).rename(folder / RESULTS)
+    partial.rmdir()
 
 
 def _text(said: IO[bytes]) -> str:

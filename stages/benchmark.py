@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
+from deploy.cuda import devices
 from deploy.machine import machine
 from deploy.work import Task
 from pipeline.config import BaseConfig
@@ -21,9 +22,8 @@ from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel
 from stages.artifacts.reports import LatencyReport, LatencyRow
 from stages.data.coco import CocoSplit
-from stages.evaluation.there import image_files, model_files, model_settings, sent, taken
+from stages.evaluation.there import BACKENDS, image_files, model_files, model_settings, sent, taken
 
-BACKENDS = tuple(f"deploy.backends.{name}" for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"))
 # Run in a process of their own, here or there.
 CODE = ("deploy.__main__", "deploy.arrivals", "deploy.latency", "deploy.tasks.benchmark", *BACKENDS)
 
@@ -43,8 +43,8 @@ class Config(BaseConfig):
 
 def identity(config: Config) -> dict[str, Any]:
     """Latency belongs to the machine it was measured on."""
-    found = machine()
-    return {name: found[name] for name in ("cpu", "cores", "architecture")}
+    found, (gpus, _) = machine(), devices()
+    return {name: found[name] for name in ("cpu", "cores", "architecture")} | {"gpus": [gpu["name"] for gpu in gpus]}
 
 
 def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:

@@ -27,13 +27,11 @@ from pipeline.log import logger
 from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel, ParityRecord
 from stages.data.coco import CocoSplit
-from stages.evaluation.there import image_files, model_files, sent, taken
+from stages.evaluation.there import BACKENDS, image_files, model_files, sent, taken
 from stages.exporting.agreement import BATCH, Reference
 from stages.exporting.planned import PlannedFile, planned_file
 
-# Reached by name at run time.
-BACKENDS = tuple(f"deploy.backends.{name}" for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"))
-CODE = ("deploy.tasks.build", *BACKENDS)
+CODE = ("deploy.tasks.build", *BACKENDS)  # reached by name at run time
 LIMITS = {"fp32": (0.5, 1e-3), "fp16": (1.0, 1e-2)}  # pixels and score, where two runtimes must agree
 WATCHED = Tolerance(box_px=8.0, score=0.1)  # what is taken for the same detection where AP decides
 

@@ -55,14 +55,18 @@ class Config(BaseConfig):
 def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
     """The file to quantise will be one in float32."""
     for node in wired.get("model", ()):
+        if node.uses == "build_engine":
+            yield f"model: stage {node.name} gives an engine; give the file that it is built from: needs: {{model: ...}}"
         if (file := planned_file(node)) and file.precision != "fp32":
             yield f"model: stage {node.name} gives a file in {file.precision}; give the one in fp32: needs: {{model: ...}}"
 
 
 def run(config: Config, directory: Path, *, model: ExportedModel, data: Dataset) -> ExportedModel:
     """Quantise; validation images are read once, to prove that none of them is used."""
-    if model.precision != "fp32":
-        raise UserError(f"quantize: {model.name} is {model.precision}; give the fp32 export: needs: {{model: ...}}")
+    if model.precision != "fp32" or model.backend != "onnxruntime":
+        raise UserError(
+            f"quantize: {model.name} is {model.precision} for {model.backend}; give the fp32 export: needs: {{model: ...}}"
+        )
     source, contract = model.path(model.file), Contract.from_json(json.dumps(model.contract))
     apart = set_apart(data, config.images, config.held_out, config.seed)
     apart.write(directory / "calibration.json")
@@ -78,7 +82,7 @@ def run(config: Config, directory: Path, *, model: ExportedModel, data: Dataset)
     contract.write_to_onnx(file)
     onnx.checker.check_model(str(file), full_check=True)
     initialisers, constants = traced(onnx.load(file), onnx.load(source), "quantize")
-    parity = judge.found_again(source, file, contract, model.name, passed=True)
+    parity = judge.found_again(source, file, contract, model.name)
     logger.info("int8: %.2f AP lost on %d held-out images; %s", 100 * lost, config.held_out, parity.sentence)
     logger.info("most sensitive: %s; in float: %s", told(list(costs)), told(kept) or "none")
     return model.model_copy(

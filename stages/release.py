@@ -23,11 +23,12 @@ from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel
 from stages.artifacts.reports import AccuracyReport, AccuracyRow, LatencyReport, Report
 from stages.data.coco import CocoSplit
+from stages.evaluation.there import BACKENDS
 from stages.exporting.card import card
 
 FOLDER = "bundle"
 # Reached by name at run time.
-CODE = tuple(f"deploy.backends.{name}" for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"))
+CODE = BACKENDS
 
 
 class Config(BaseConfig):

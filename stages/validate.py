@@ -33,10 +33,10 @@ from stages.detection.detector import Detector
 from stages.detection.load import build_detector
 from stages.evaluation.in_memory import InMemory
 from stages.evaluation.measure import BATCH, accuracy_of, contract_for
-from stages.evaluation.there import image_files, model_files, model_settings, sent, taken
+from stages.evaluation.there import BACKENDS, image_files, model_files, model_settings, sent, taken
 
 # Reached by name at run time.
-CODE = tuple(f"deploy.backends.{name}" for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"))
+CODE = BACKENDS
 _SAME = 1e-6  # two evaluators give one AP to within this
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploy import cuda
 from deploy.backend import Backend, Candidates
 from deploy.contract import METADATA_KEY, Contract
 from deploy.errors import DeployError
@@ -19,6 +20,7 @@ from deploy.machine import cores, cpu_model
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_ON_GPU = ("cuda", "tensorrt")
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -118,7 +120,7 @@ class OnnxRuntime(Backend):
             "version": self._version,
             "provider": self._session.get_providers()[0],
             "threads": self._threads,
-            "device": cpu_model() if self._provider == "cpu" else self._provider,
+            **(cuda.describe() if self._provider in _ON_GPU else {"device": cpu_model()}),
             "precision": "of the file",
             **({"nodes": self._nodes} if self._nodes else {}),
         }

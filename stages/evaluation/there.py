@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy import work
+from deploy import backend, work
 from deploy.device import kind
 from deploy.errors import DeployError
 from deploy.work import Result, Task, UnfinishedError
 from pipeline.errors import UserError, Waiting
 from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel
+
+BACKENDS = tuple(f"deploy.backends.{name}" for name in backend.names())
+"""Modules that are reached by name at run time, for the `CODE` of stages that open files."""
 
 
 def sent(folder: Path, tasks: Sequence[Task], inputs: Mapping[str, Path]) -> list[str]:

@@ -4,7 +4,9 @@
     tensorrt     all int8 around zero, weights as float with quantise-dequantise pairs, bias float: what its parser takes
 
 One file cannot serve both: TensorRT reads uint8 as int8 and says so only in a warning, and refuses an int32 bias. What
-is before and behind the layers (normalisation, decoding, top-k) stays in float32: eight bits of coordinates are no boxes.
+is before and behind the layers (normalisation, decoding, top-k) computes in float32: eight bits of coordinates are no boxes.
+For ONNX Runtime the result of a convolution is rounded where no activation follows, too, logits and offsets of boxes with
+it: its integer convolution has no other output. For TensorRT those stay in float.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from deploy.bundle import Sample, digest, write
+from deploy.bundle import Sample, write
 from deploy.contract import Contract
 from deploy.detections import Detections
+from deploy.digest import digest
 from deploy.image import ImageSpec
 from deploy.manifest import Model
 from deploy.predictor import Predictor

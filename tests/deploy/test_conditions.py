@@ -59,7 +59,7 @@ def test_a_machine_that_tells_nothing_is_no_error(tmp_path):
 
 
 def test_the_thread_samples_until_the_block_ends(orin):
-    with Sampler(interval_s=1e-3, sensors=Sensors(orin)) as sampler:
+    with Sampler(gpu=True, interval_s=1e-3, sensors=Sensors(orin)) as sampler:
         while len(sampler.samples) < 4:
             threading.Event().wait(1e-3)
     taken = len(sampler.samples)

@@ -55,6 +55,12 @@ def test_a_graph_that_asks_for_its_batch_too_is_taken(model, tmp_path):
     assert shape.tolist() == [2, 64, 64, 3]
 
 
+def test_uint8_is_refused(new_convolution, tmp_path):
+    with pytest.raises(DeployError, match=r"2 quantisers are uint8.*TensorRT would read them as int8"):
+        write_planes(new_convolution("uint8"), tmp_path / "planes.onnx", "images", "labels")
+    assert not (tmp_path / "planes.onnx").exists()
+
+
 def test_planes_of_floats_give_what_the_bundle_gives(folder, model):
     rng = np.random.default_rng(0)
     images_BHWC = rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)

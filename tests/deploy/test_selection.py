@@ -38,6 +38,15 @@ def engine(new_model):
     )
 
 
+def test_a_provider_for_gpus_is_refused_without_one(new_model):
+    """ONNX Runtime lists what it was built with, whatever the machine has."""
+    device = replace(ORIN, gpu=None, packages={"onnxruntime": ""}, providers=("tensorrt", "cuda", "cpu"))
+    model = new_model("model.onnx", backend="onnxruntime")
+    for provider in ("cuda", "tensorrt"):
+        assert refusals(model, provider, device) == [f"provider {provider} needs an NVIDIA GPU, and there is none here"]
+    assert refusals(model, "cpu", device) == []
+
+
 @pytest.mark.parametrize(
     ("made_for", "device", "reason"),
     [

@@ -30,6 +30,7 @@ def test_an_engine_of_the_files_precision_for_three_gpus(precision, new_convolut
     assert not file.read_bytes().startswith(b"{")  # nothing of ours in front
     assert sidecar.read(file, "tensorrt_rtx").to_dict() == made
     assert json.loads(sidecar.beside(file).read_text()) == made
+    assert sidecar.peek(file).command.endswith(f"--set 'batch=[1, 1, 8]' --set precision={precision}")  # for any GPU
     if cuda.obstacle():
         assert made["census"]["built"] is None
         assert "what was built is not known here" in made["census"]["sentence"]

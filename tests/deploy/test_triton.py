@@ -2,6 +2,7 @@
 gives for the fields used. No server has ever loaded it.
 """
 
+import dataclasses
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from deploy.bundle import Bundle, write
 from deploy.contract import METADATA_KEY, Contract
 from deploy.errors import DeployError
 from deploy.predictor import Predictor
+from deploy.sidecar import Sidecar, beside
 from deploy.triton import write as write_triton
 
 # Field: number, type, repeated. Of triton-inference-server/common, protobuf/model_config.proto.
@@ -94,6 +96,12 @@ def test_an_engine_and_what_triton_cannot(tmp_path, model, entry, release, parse
     engine = tmp_path / "x.engine"
     engine.write_bytes(b"plan")
     made_for = {"compute_capabilities": ["7.5"]}
+    beside(engine).write_text(
+        json.dumps(
+            {one.name: {} for one in dataclasses.fields(Sidecar)}
+            | {"schema_version": 1, "settings": {"batch": [1, 1, 4]}}
+        )
+    )
     models = [
         entry(model),
         entry(engine, file="t4.engine", backend="tensorrt", made_for=made_for),
@@ -102,7 +110,10 @@ def test_an_engine_and_what_triton_cannot(tmp_path, model, entry, release, parse
     made = write(tmp_path / "b", models, release, "card")
     folder = write_triton(made, made.model("t4.engine"), tmp_path / "out")
     assert (folder / "1" / "model.plan").read_bytes() == b"plan"
-    assert parse((folder / "config.pbtxt").read_text()).backend == "tensorrt"
+    found = parse((folder / "config.pbtxt").read_text())
+    assert (found.backend, found.max_batch_size) == ("tensorrt", 4)  # what the engine takes
+    with pytest.raises(DeployError, match=r"--max-batch 5: t4\.engine takes 4 images at most"):
+        write_triton(made, made.model("t4.engine"), tmp_path / "larger", 5)
     assert '["7.5"]' in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(DeployError, match=r"rtx\.engine is for tensorrt_rtx, which Triton does not serve"):
         write_triton(made, made.model("rtx.engine"), tmp_path / "other")

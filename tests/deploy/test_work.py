@@ -9,6 +9,7 @@ import pytest
 
 from deploy import work
 from deploy.accuracy import evaluate_predictor
+from deploy.digest import digest
 from deploy.errors import DeployError
 from deploy.predictor import Predictor
 from deploy.work import Task, UnfinishedError
@@ -105,6 +106,37 @@ def test_the_same_work_is_left_as_it_is_and_other_work_replaces_it(done, inputs)
     assert not list(done.parent.glob(".*.partial"))
 
 
+def test_a_folder_made_anew_takes_nothing_of_the_one_before(tmp_path, done, inputs):
+    """Who forces a measurement wants another one, and a device may still have the results of the first."""
+    shutil.move(done / "results", tmp_path / "before")
+    shutil.rmtree(done)
+    work.write(done, [VALIDATE, BENCHMARK], inputs)
+    shutil.move(tmp_path / "before", done / "results")
+    with pytest.raises(DeployError, match="results/tiny: of task tiny of other work"):
+        work.results(done)
+    assert not any(work._is_done(done, work._plan(done), task) for task in (VALIDATE, BENCHMARK))
+
+
+def test_other_code_is_other_work(tmp_path, done, inputs, monkeypatch):
+    before = json.loads((done / "work.json").read_text())
+    package = shutil.copytree(Path(work.__file__).parent, tmp_path / "deploy")
+    (package / "latency.py").write_text("# mended\n")
+    monkeypatch.setattr(work, "__file__", str(package / "work.py"))
+    work.write(done, [VALIDATE, BENCHMARK], inputs)
+    after = json.loads((done / "work.json").read_text())
+    assert [name for name in before["files"] if before["files"][name] != after["files"][name]] == ["deploy/latency.py"]
+    assert (done / "deploy/latency.py").read_text() == "# mended\n"
+    assert not (done / "results").exists()
+
+
+def test_code_that_was_changed_on_the_way_is_refused_there(tmp_path, inputs, bare_python):
+    work.write(tmp_path / "work", [BENCHMARK], inputs)
+    (tmp_path / "work/deploy/latency.py").write_text("# faster\n")
+    ran = there(tmp_path / "work", bare_python)
+    assert ran.returncode == 2
+    assert "deploy/latency.py was changed; copy the folder again" in ran.stderr
+
+
 def test_interrupted_work_continues(tmp_path, done, bare_python):
     stick = carry(done, tmp_path / "stick")
     kept = (stick / "results/tiny/result.json").stat().st_mtime_ns
@@ -140,11 +172,19 @@ def do(settings, folder, out):
 """
 
 
+def with_other_code(folder, name, text):
+    """The work as if our package had this file when it was written."""
+    (folder / name).write_text(text)
+    plan = json.loads((folder / "work.json").read_text())
+    plan["files"][name] = digest(folder / name)
+    (folder / "work.json").write_text(json.dumps(plan))
+
+
 def test_a_task_that_is_killed_is_done_again_and_alone(tmp_path, inputs, bare_python):
     """As by the kernel, when memory is short: no half result is seen, and the others go on."""
     folder = tmp_path / "work"
     work.write(folder, [VALIDATE, BENCHMARK], inputs)
-    (folder / "deploy/tasks/benchmark.py").write_text(DYING)
+    with_other_code(folder, "deploy/tasks/benchmark.py", DYING)
     ran = there(folder, bare_python)
     assert ran.returncode == 2
     assert "task fast was killed by signal 9; is there enough memory?" in ran.stderr

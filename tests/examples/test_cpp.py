@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from deploy.backend import Candidates
-from deploy.bundle import Sample, digest, write
+from deploy.bundle import Sample, write
 from deploy.contract import Contract
+from deploy.digest import digest
 from deploy.image import ImageSpec, Placement
 from deploy.manifest import Model
 from deploy.postprocess import detect

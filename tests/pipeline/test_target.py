@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
@@ -237,6 +238,45 @@ def test_what_was_sent_is_not_sent_again(by_ssh) -> None:
     assert "the oven is cold" in by_ssh.err.splitlines()[-1]
     assert by_ssh.pipeline("run", "c.yaml", "--to", "delivered") == 2
     assert "sending 0 of 2 files" in by_ssh.err
+
+
+COPY = "import pathlib; p = pathlib.Path('results'); p.mkdir(exist_ok=True); (p / 'b').write_text(open('a').read())"
+
+
+@pytest.fixture
+def copied(ssh_server, tmp_path):
+    """A function that has a text carried there, copied, and the copy carried back."""
+    folder, host = tmp_path / "work", ssh.Host("shop", "box", sys.executable, ssh_server.config)
+    folder.mkdir()
+    (folder / "copy.py").write_text(COPY)
+
+    def do(text):
+        (folder / "a").write_text(text)
+        ssh.do(host, str(tmp_path / "there"), folder, [sys.executable, "copy.py"])
+        return (folder / "results/b").read_text()
+
+    return do
+
+
+def test_a_file_that_changed_is_sent_again_whatever_its_size(copied) -> None:
+    assert [copied("one"), copied("two")] == ["one", "two"]
+
+
+def test_results_that_came_half_are_not_seen(copied, tmp_path, monkeypatch) -> None:
+    extract = tarfile.TarFile.extractall
+
+    def cut_off(self, *words, **named):
+        extract(self, *words, **named)
+        raise tarfile.ReadError("unexpected end of data")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tarfile.TarFile, "extractall", cut_off)
+        with pytest.raises(UserError, match=r"reading the results in .*unexpected end of data"):
+            copied("one")
+    assert not (tmp_path / "work/results").exists()
+    assert copied("one") == "one"
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["a", "copy.py", "results"]
+    assert sorted(path.name for path in (tmp_path / "there/work").iterdir()) == ["a", "copy.py", "results"]
 
 
 def test_a_host_that_cannot_be_reached_is_said_so(shop, ssh_server, tmp_path) -> None:

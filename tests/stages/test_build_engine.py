@@ -351,6 +351,8 @@ def test_a_file_that_cannot_be_built_is_told_before_anything_runs(backend, given
 
 def test_what_is_not_float32_is_not_quantised():
     assert list(quantize.check(quantize.Config(), {"model": (EXPORTED,)})) == []
+    (problem,) = quantize.check(quantize.Config(), {"model": (Planned("engine", "build_engine", None),)})
+    assert "stage engine gives an engine; give the file that it is built from" in problem
     for node in (HALF, SIGNED):
         (problem,) = quantize.check(quantize.Config(), {"model": (node,)})
         assert f"stage {node.name} gives a file in" in problem

@@ -189,5 +189,5 @@ def test_more_layers_than_allowed_fail(search):
 
 
 def test_only_a_float32_file_is_quantised(tmp_path, digits, int8, make):
-    with pytest.raises(UserError, match="quantize: int8 is int8; give the fp32 export"):
+    with pytest.raises(UserError, match="quantize: int8 is int8 for onnxruntime; give the fp32 export"):
         make(tmp_path, "twice", quantize, CONFIG, model=int8, data=digits)
