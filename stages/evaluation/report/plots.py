@@ -191,8 +191,8 @@ def curves(panels: Mapping[str, Mapping[str, Points]], label: str) -> str:
             ticks = sorted({x for points in lines.values() for x in points})
             panel.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
             panel.minorticks_off()
-            panel.set_ylim(bottom=0)
             panel.set_xlabel(label)
+        axes[0].set_ylim(bottom=0)  # of all, once all is drawn: a limit that is set no longer grows
         for empty in axes[len(panels) :]:
             empty.set_visible(False)
         axes[0].set_ylabel("AP")
