@@ -67,6 +67,7 @@ import numpy as np, onnx
 from PIL import Image
 from onnx import TensorProto, helper, numpy_helper
 from deploy import bundle
+from deploy.digest import digest
 from deploy.contract import Contract
 from deploy.image import ImageSpec
 from deploy.manifest import Model
@@ -109,7 +110,7 @@ contract.write_to_onnx(directory / "made.onnx")
 Image.fromarray(rng.integers(0, 255, (640, 640, 3), np.uint8)).save(directory / "image.jpg")
 release = dict.fromkeys(("name", "provenance", "licence"))
 made = directory / "made.onnx"
-model = Model("model.onnx", bundle.digest(made)["sha256"], "onnxruntime", "fp32", contract)
+model = Model("model.onnx", digest(made)["sha256"], "onnxruntime", "fp32", contract)
 bundle.write(directory / "bundle", [(made, model)], release, "made for a benchmark")
 """
 
