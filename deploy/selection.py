@@ -198,7 +198,7 @@ def _version(package: str) -> str:
 
 def _providers() -> tuple[str, ...]:
     try:
-        import onnxruntime  # type: ignore[import-untyped]
+        import onnxruntime
     except ImportError:  # what is broken is told by the backend when it opens
         return ()
     return tuple(name.removesuffix("ExecutionProvider").lower() for name in onnxruntime.get_available_providers())

@@ -155,7 +155,7 @@ def _precision(dtype: Any) -> str:
 def logger(trt: Any) -> Any:
     """A logger that keeps what it is told: TensorRT returns None and says why here alone."""
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Log(trt.ILogger):  # type: ignore[misc]  # TensorRT's or TensorRT-RTX's, as given
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.told: list[tuple[str, str]] = []

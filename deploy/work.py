@@ -21,7 +21,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -249,11 +249,9 @@ def _link(source: Path, target: Path, copy: bool = False) -> None:
     """A second name for a file, or its copy: where links are not possible, and of code, which is edited in its place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
-        try:
+        with suppress(OSError):  # another file system, or one without links: the copy will do
             os.link(source, target)
             return
-        except OSError:
-            pass
     shutil.copyfile(source, target)
 
 

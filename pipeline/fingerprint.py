@@ -111,10 +111,10 @@ class _Bare(ast.NodeTransformer):
         super().generic_visit(node)
         body = getattr(node, "body", None)
         if isinstance(body, list) and not body:
-            node.body = [ast.Pass()]  # type: ignore[attr-defined]
+            node.body = [ast.Pass()]  # type: ignore[attr-defined]  # it has one, by the line above
         return node
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:  # noqa: N802: the name ast looks for
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:  # the name ast looks for
         if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             return None
         return self.generic_visit(node)

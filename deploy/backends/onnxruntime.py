@@ -64,7 +64,7 @@ class OnnxRuntime(Backend):
             raise DeployError("onnxruntime: it is not installed; pip install 'headstart[cpu]' (or [gpu])")
         refuse_shadowed(installed(Path(package.origin).parent.parent))
         try:
-            import onnxruntime  # type: ignore[import-untyped]
+            import onnxruntime
         except ImportError as error:
             raise DeployError(f"onnxruntime: it cannot be loaded ({error}); reinstall it for this Python") from error
         self._provider, self._threads, self._version = provider, threads or cores(), onnxruntime.__version__

@@ -53,6 +53,7 @@ def folded(detector: Detector, images_BCHW: Tensor) -> Detector:
     for hook in hooks:
         hook.remove()
     for convolution, norm in pairs:
+        # Its types ask for classes that are known here by their names alone.
         fused = fuse_conv_bn_eval(model.get_submodule(convolution), _plain(model.get_submodule(norm)))  # type: ignore[type-var]
         model.set_submodule(convolution, fused)
         model.set_submodule(norm, nn.Identity())

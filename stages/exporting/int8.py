@@ -71,7 +71,7 @@ class Quantiser:
 
     def calibrate(self, batches: Iterable[NDArray[np.uint8]], calibration: Calibration) -> None:
         """Learn the range of every tensor that may be quantised from uint8 images (B, H, W, 3)."""
-        from onnxruntime.quantization import CalibrationMethod, create_calibrator  # type: ignore[import-untyped]
+        from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
         calibrator = create_calibrator(
             self.source,

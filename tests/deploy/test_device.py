@@ -31,7 +31,7 @@ class Cuda:
         pointer._obj.value = value
         return 0
 
-    def cuInit(self, flags) -> int:  # noqa: N802: the driver's name
+    def cuInit(self, flags) -> int:  # the driver's name
         return self.error
 
     def cuDriverGetVersion(self, pointer) -> int:

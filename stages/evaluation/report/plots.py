@@ -235,6 +235,7 @@ def over_time(calls: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
             columns, rows = np.nonzero(counts)
             left, right, low, high = windows[columns], windows[columns + 1], edges[rows], edges[rows + 1]
             corners = np.stack([left, low, right, low, right, high, left, high], 1).reshape(-1, 4, 2)
+            # Its stub takes sequences of (n, 2) arrays; one (N, 4, 2) array is such a sequence.
             cells = PolyCollection(corners, array=counts[columns, rows], cmap="Blues", linewidths=0)  # type: ignore[arg-type]
             cells.set_clim(-0.3 * counts.max(), counts.max())  # a single call is seen too
             panel.add_collection(cells)
