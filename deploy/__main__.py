@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy import atomic
 from deploy.errors import DeployError
 
 if TYPE_CHECKING:
@@ -242,7 +241,8 @@ def _given(settings: Sequence[str]) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deploy", description="Run, check and measure a released detector.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    # With `prog`, argparse need not format the usage to know it, for which it would load 3 ms of modules.
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", prog="deploy")
 
     def add(
         command: Any, bundle: str = "a bundle's folder, or an exported file with its contract", runs: bool = True
@@ -343,6 +343,8 @@ def _drawing_names(images: Sequence[str]) -> list[str]:
 
 
 def _save(image: Image.Image, file: Path) -> None:
+    from deploy import atomic
+
     content = io.BytesIO()
     image.save(content, format="PNG")
     atomic.write(file, content.getvalue())

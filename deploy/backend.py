@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from deploy import sidecar
 from deploy.errors import DeployError
 
 if TYPE_CHECKING:
@@ -107,6 +106,8 @@ class Backend(ABC):
 
 def names() -> list[str]:
     """The backends there are: the files of `deploy/backends/`."""
+    import pkgutil
+
     import deploy.backends
 
     return sorted(module.name for module in pkgutil.iter_modules(deploy.backends.__path__))
@@ -114,7 +115,8 @@ def names() -> list[str]:
 
 def backend_class(name: str) -> type[Backend]:
     """The class in a file of `deploy/backends/`. Raises DeployError for an unknown name."""
-    if name not in names():
+    # Not by `names`: to list a folder costs a device more than to ask for one file.
+    if not name.isidentifier() or find_spec(f"deploy.backends.{name}") is None:
         raise DeployError(f"backend: there is no {name!r}; choose one of {', '.join(names())}")
     module = importlib.import_module(f"deploy.backends.{name}")
     found = [
@@ -133,6 +135,8 @@ def open_backend(file: Path, name: str | None = None, **settings: Any) -> Backen
     Raises DeployError for an unknown name, setting or a file it cannot open.
     """
     if name is None:
+        from deploy import sidecar
+
         beside = sidecar.peek(Path(file))
         name = beside.backend if beside else "onnxruntime"
     found = backend_class(name)

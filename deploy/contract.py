@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from deploy import atomic
 from deploy.errors import DeployError
 from deploy.image import ImageSpec
 
@@ -102,6 +101,8 @@ class Contract:
         at all.
         """
         import onnx
+
+        from deploy import atomic
 
         path = Path(path)
         model = onnx.load(path, load_external_data=False)

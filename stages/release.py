@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploy import bundle, sidecar
+from deploy import sidecar
 from deploy.contract import Contract
 from deploy.errors import DeployError
 from deploy.manifest import Model
 from deploy.predictor import Predictor
+from deploy.release import Sample, write
 from pipeline.config import BaseConfig
 from pipeline.errors import UserError
 from pipeline.log import logger
@@ -67,7 +68,7 @@ def run(
     models = sorted(models, key=lambda one: (one.backend != "onnxruntime", one.precision != "fp32"))
     described = [(one, released(one, file, accuracy, latency, config)) for one, file in named(models)]
     sample = first_sample(described, data) if config.sample else None
-    made = bundle.write(
+    made = write(
         directory / FOLDER,
         [(one.path(one.file), model) for one, model in described],
         {"name": config.name, "licence": config.licence, "provenance": provenance(models, data, reports)},
@@ -116,7 +117,7 @@ def accuracy_of(model: ExportedModel, accuracy: list[AccuracyReport]) -> Accurac
     )
 
 
-def first_sample(models: Sequence[tuple[ExportedModel, Model]], data: Dataset) -> bundle.Sample:
+def first_sample(models: Sequence[tuple[ExportedModel, Model]], data: Dataset) -> Sample:
     """The first validation image on which the reference finds something, and what each model that runs here finds."""
     with ExitStack() as stack:
         predictors: dict[str, Predictor] = {}
@@ -132,7 +133,7 @@ def first_sample(models: Sequence[tuple[ExportedModel, Model]], data: Dataset) -
         reference = next(iter(predictors.values()))
         for image in CocoSplit(data.folder("val"), data.annotations("val")).files:
             if len(reference([image])[0]):
-                taken = bundle.Sample.take(image, predictors)
+                taken = Sample.take(image, predictors)
                 found = {name: one for name, one in taken.detections.items() if len(one)}
                 return replace(taken, detections=found)
     raise UserError(

@@ -21,7 +21,7 @@ from PIL import Image
 
 import deploy.__main__
 import pipeline.__main__
-from deploy import bundle
+from deploy.release import Sample, write
 from pipeline.config import Choice
 from stages.data.sources.digits import Digits
 from stages.detection.detector import Detector
@@ -65,11 +65,11 @@ def folder(tmp_path_factory):
     photo = folder / "photo.jpg"
     Image.new("RGB", (640, 480), "white").save(photo)
     with tiny["Predictor"].open(model) as predictor:
-        sample = bundle.Sample.take(photo, {"model.onnx": predictor})
+        sample = Sample.take(photo, {"model.onnx": predictor})
     assert len(sample.detections["model.onnx"])
     release = {"name": "tiny", "licence": "none", "provenance": {}}
     entry = tiny["make_entry"](model, contract=contract)
-    bundle.write(folder / "bundle", [entry], release, "A card.", sample)
+    write(folder / "bundle", [entry], release, "A card.", sample)
     return folder
 
 

@@ -4,14 +4,12 @@ is."""
 from __future__ import annotations
 
 import json
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploy import cuda
 from deploy.backend import Backend, Candidates
 from deploy.contract import METADATA_KEY, Contract
 from deploy.errors import DeployError
@@ -77,8 +75,11 @@ class OnnxRuntime(Backend):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         # A session that is given the CPU alone has nothing to fall back to.
-        folder = None if provider == "cpu" else tempfile.TemporaryDirectory()
-        if folder:
+        folder = None
+        if provider != "cpu":
+            import tempfile
+
+            folder = tempfile.TemporaryDirectory()
             options.enable_profiling, options.profile_file_prefix = True, f"{folder.name}/profile"
         options.log_severity_level = 3  # errors; a fallback, which ONNX Runtime only warns of, is caught below
         try:
@@ -120,7 +121,7 @@ class OnnxRuntime(Backend):
             "version": self._version,
             "provider": self._session.get_providers()[0],
             "threads": self._threads,
-            **(cuda.describe() if self._provider in _ON_GPU else {"device": cpu_model()}),
+            **_device(self._provider),
             "precision": "of the file",
             **({"nodes": self._nodes} if self._nodes else {}),
         }
@@ -154,6 +155,14 @@ class OnnxRuntime(Backend):
                 f"it takes {', '.join(inputs)} and gives {', '.join(outputs)}"
             )
         return name, wanted
+
+
+def _device(provider: str) -> dict[str, Any]:
+    if provider not in _ON_GPU:
+        return {"device": cpu_model()}
+    from deploy import cuda
+
+    return cuda.describe()
 
 
 def check_nodes(wanted: str, events: list[dict[str, Any]]) -> dict[str, int]:

@@ -15,13 +15,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from deploy.bundle import Sample, write
 from deploy.contract import Contract
 from deploy.detections import Detections
 from deploy.digest import digest
 from deploy.image import ImageSpec
 from deploy.manifest import Model
 from deploy.predictor import Predictor
+from deploy.release import Sample, write
 
 # The second box repeats the first in its class; the last one hangs over the lower edge.
 BOXES = np.asarray([[10, 10, 30, 30], [11, 11, 31, 31], [11, 11, 31, 31], [40, 40, 60, 70]], np.float32)

@@ -7,10 +7,11 @@ import PIL.Image
 import pytest
 
 from deploy import atomic
-from deploy.bundle import Bundle, Sample, write
+from deploy.bundle import Bundle
 from deploy.errors import DeployError
 from deploy.image import Placement
 from deploy.predictor import Predictor
+from deploy.release import Sample, write
 from deploy.sidecar import beside
 from deploy.verification import verify
 

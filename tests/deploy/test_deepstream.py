@@ -10,10 +10,11 @@ import pytest
 from onnx import TensorProto, helper, load, save
 
 from deploy.__main__ import main
-from deploy.bundle import Bundle, write
+from deploy.bundle import Bundle
 from deploy.deepstream import write as write_deepstream
 from deploy.deepstream import write_planes
 from deploy.errors import DeployError
+from deploy.release import write
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from deploy.__main__ import main
-from deploy.bundle import write
+from deploy.release import write
 
 
 def test_predict_prints_json_and_a_line_for_people(bundle, white, capsys):

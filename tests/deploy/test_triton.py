@@ -9,10 +9,11 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from deploy.__main__ import main
-from deploy.bundle import Bundle, write
+from deploy.bundle import Bundle
 from deploy.contract import METADATA_KEY, Contract
 from deploy.errors import DeployError
 from deploy.predictor import Predictor
+from deploy.release import write
 from deploy.sidecar import Sidecar, beside
 from deploy.triton import write as write_triton
 

@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from deploy.backend import Candidates
-from deploy.bundle import Sample, write
 from deploy.contract import Contract
 from deploy.digest import digest
 from deploy.image import ImageSpec, Placement
 from deploy.manifest import Model
 from deploy.postprocess import detect
 from deploy.predictor import Predictor
+from deploy.release import Sample, write
 
 CPP = Path(__file__).parents[2] / "examples" / "cpp"
 COMPILE = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-O0", "-I/usr/include/onnxruntime", f"-I{CPP}"]
