@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops.misc import Conv2dNormActivation
 
-from stages.detection.backbones import PyramidConfig
+from stages.detection.pyramid import PyramidConfig
 
 TowerKind = Literal["plain", "depthwise"]
 TowerNorm = Literal["none", "group"]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.config import BaseConfig
 from stages.detection.dense_head import DenseHead
+from stages.detection.pyramid import IMAGENET_MEAN, IMAGENET_STD
 from stages.detection.records import (
     Candidates,
     DensePredictions,
@@ -32,9 +33,6 @@ from stages.detection.records import (
 )
 from stages.detection.roi_head import RoIHead
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
-
 
 class Detector(nn.Module, ABC):
     """A detector for `classes` classes. Images are RGB in [0, 255]; each detector normalises them itself."""
@@ -47,10 +45,10 @@ class Detector(nn.Module, ABC):
     strides: tuple[int, ...]  # of the levels, finest first
     channels: tuple[int, ...]  # of the levels
 
-    def __init__(self) -> None:
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     @classmethod
     @abstractmethod

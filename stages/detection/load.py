@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.config import Choice
 from pipeline.errors import UserError
+from stages.detection.backbone import Backbone
 from stages.detection.detector import Detector
+from stages.detection.published import read, tensors
+from stages.detection.pyramid import carry_eps
 
 
 def build_detector(settings: Mapping[str, Any], classes: int) -> Detector:
@@ -33,10 +36,12 @@ def load_detector(settings: Mapping[str, Any], classes: int, weights: Path) -> D
 
 
 def load_published(detector: Detector, file: Path, class_names: Sequence[str]) -> None:
-    """Put a checkpoint (ours in safetensors, or torchvision's) into a detector, strictly.
+    """Put a checkpoint (ours in safetensors, torchvision's, or OpenMMLab's) into a detector, strictly.
 
-    Raises UserError where the file is no plain state dict, or its tensors are not this detector's.
+    Raises UserError where the file is not what its name says or no plain state dict, its tensors are not this detector's,
+    or it was trained with other settings than the detector has.
     """
+    content = read(file)
     try:
         if file.suffix == ".safetensors":
             known = class_names_of(file)
@@ -44,19 +49,52 @@ def load_published(detector: Detector, file: Path, class_names: Sequence[str]) -
                 raise ValueError(
                     f"it knows the classes {known[:5]}, the dataset has {list(class_names[:5])} (first five)"
                 )
-            state: dict[str, Tensor] = load_file(file)
+            state = tensors(content)
         else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            state = detector.convert(state, class_names)
+            state = detector.convert(tensors(content), class_names)
         missing, unexpected = detector.load_state_dict(state, strict=False)
     except Exception as problem:  # torch raises a dozen kinds here; each is the same news to the user
         raise UserError(f"weights {file}: not a checkpoint of {type(detector).__name__}: {problem}") from problem
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise UserError(
-            f"weights {file}: {len(missing)} tensors are missing ({missing[:3]}) and {len(unexpected)} do not belong to "
-            f"{type(detector).__name__} ({unexpected[:3]}); set the detector's settings as the file was trained"
+            f"weights {file}: {len(missing)} tensors are missing ({listed(missing)}) and {len(unexpected)} do not belong to "
+            f"{type(detector).__name__} ({listed(unexpected)}); set the detector's settings as the file was trained"
         )
+
+
+def load_backbone(detector: Detector, file: Path) -> None:
+    """Put an ImageNet checkpoint, or the backbone of a detector's, into the backbone of a detector.
+
+    Raises UserError naming the tensors that the backbone has and the file has not (or in another shape), and where the
+    detector prepares its images otherwise than the file was trained with.
+    """
+    body = detector.get_submodule("backbone.body")
+    assert isinstance(body, Backbone)
+    state = tensors(read(file))
+    ahead = next((one for one in ("backbone.body.", "backbone.") if any(key.startswith(one) for key in state)), "")
+    state = body.convert({key.removeprefix(ahead): value for key, value in state.items() if key.startswith(ahead)})
+    own = {
+        k: v
+        for k, v in body.state_dict().items()
+        if k.partition(".")[0] not in body.untaught and "num_batches" not in k
+    }
+    missing = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]
+    if missing:
+        raise UserError(
+            f"backbone_weights {file}: {len(missing)} of {len(own)} backbone tensors are not in it or have another shape: "
+            f"{listed(missing)}; give the file of this very network"
+        )
+    for name, buffer, wanted in zip(("pixel_mean", "pixel_std"), ("mean", "std"), body.pixels or (), strict=False):
+        if not torch.allclose(detector.get_buffer(buffer).flatten(), torch.tensor(wanted), atol=1e-3):
+            shown = [round(value, 3) for value in wanted]
+            raise UserError(f"backbone_weights {file}: it was trained with another {name}; set {name}: {shown}")
+    body.load_state_dict(carry_eps({key: state[key] for key in own}, body), strict=False)
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Names for a message, in one line, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
 
 
 def save_weights(module: nn.Module, file: Path, class_names: Sequence[str]) -> None:

@@ -9,16 +9,15 @@ from pathlib import Path
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.config import ExternalFile
 from pipeline.errors import UserError
 from pipeline.log import logger
 from stages.artifacts.dataset import Dataset
 from stages.data.augment import AugmentConfig
 from stages.data.coco import CocoSplit
 from stages.data.loader import training_batches
-from stages.detection.backbones import load_imagenet
 from stages.detection.detector import Detector
-from stages.detection.load import load_published
+from stages.detection.load import load_backbone, load_published
+from stages.detection.published import PublishedFile
 from stages.detection.records import Targets
 from stages.training.loop import Fitted, Trainer, TrainingConfig
 from stages.training.scalars import missing
@@ -28,10 +27,12 @@ from stages.training.task import TrainingTask
 class SessionConfig(TrainingConfig):
     """Settings of every stage that trains a detector."""
 
-    weights: ExternalFile | None = None
-    """Weights of the whole detector to begin with: ours (safetensors) or torchvision's (classes are matched by name)."""
-    backbone_weights: ExternalFile | None = None
-    """A torchvision classification checkpoint for the backbone to begin with."""
+    weights: PublishedFile | None = None
+    """Weights of the whole detector to begin with: ours (safetensors), or torchvision's or OpenMMLab's (classes are matched by
+    name); a path, or the name of a file in `weights/` or in the folder of torch hub."""
+    backbone_weights: PublishedFile | None = None
+    """Weights for the backbone to begin with: torchvision's or timm's classification checkpoint, or the backbone of a
+    detector's; found as `weights` are."""
     images: int | None = Field(default=None, ge=1)
     """Use only this many labelled training images, the same ones for every stage that asks for as many; all if not given."""
     augment: AugmentConfig = AugmentConfig()
@@ -55,10 +56,7 @@ def begin(detector: Detector, config: SessionConfig, class_names: Sequence[str])
     if config.weights:
         load_published(detector, config.weights.path, class_names)
     if config.backbone_weights:
-        try:
-            load_imagenet(detector.backbone, config.backbone_weights.path)
-        except ValueError as problem:
-            raise UserError(f"backbone_weights: {problem}") from problem
+        load_backbone(detector, config.backbone_weights.path)
 
 
 def training_split(config: SessionConfig, data: Dataset) -> CocoSplit:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 import stages
 from pipeline import lookup
 from pipeline.config import BaseConfig, Choice
+from stages.detection.backbone import Backbone
 from stages.detection.detector import Detector
 from stages.detection.load import checksum
 from stages.detection.records import ProposalSettings, Targets
@@ -60,7 +61,11 @@ def methods():
 
 
 def backbones():
-    return ["tiny", "resnet18", "resnet50", "resnet101", "mobilenet_v2"]
+    """Every variant of every family; of timm's, which are many, two of different structure."""
+    package = "stages.detection.backbones"
+    families = {name: lookup.subclass(lookup.module(package, name), Backbone) for name in lookup.names(package)}
+    listed = [one for name, family in families.items() if name != "timm" for one in family.variants or [name]]
+    return [*listed, "timm/mobilenetv4_conv_small", "timm/convnext_atto"]
 
 
 @pytest.fixture
@@ -143,14 +148,19 @@ def test_a_batch_without_objects_has_finite_losses_and_gradients(name, build, ba
 @pytest.mark.parametrize("name", detectors())
 def test_every_backbone_fits_every_detector(name, backbone, build):
     settings = {**SETTINGS[name], "backbone": backbone, "trainable_layers": 3, "backbone_norm": "frozen"}
-    detector = build(settings).eval()
-    with torch.no_grad():
+    with torch.device("meta"), torch.no_grad():  # shapes are all that is asked
+        detector = build(settings).eval()
         features = detector.features(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
     assert [128 // level.shape[-1] for level in features.levels] == list(detector.strides)
     assert [level.shape[1] for level in features.levels] == list(detector.channels)
+    body = detector.backbone.body
     assert [128 // stage.shape[-1] for stage in features.backbone] == [4, 8, 16, 32]
-    frozen = [p for p in detector.backbone.body.parameters() if not p.requires_grad]
-    assert frozen
+    assert [stage.shape[1] for stage in features.backbone] == list(body.channels)
+    assert [body.get_submodule(cut) for cut in body.cuts]
+    frozen = [p.requires_grad for p in body.parameters()]
+    assert not all(frozen)
+    assert any(frozen)
+    assert frozen == sorted(frozen)  # a beginning of the network
 
 
 def test_depthwise_heads_cost_a_fraction(build):

@@ -12,10 +12,10 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 
 from stages.detection.anchors import AnchorGrid
-from stages.detection.backbones import PyramidConfig, pyramid, run_pyramid
 from stages.detection.detector import RoIDetector
 from stages.detection.precision import at_least_single
 from stages.detection.proposals import SamplingSettings, class_agnostic_proposals, sample_rois, unlabelled_rois
+from stages.detection.pyramid import PyramidConfig, pyramid, run_pyramid
 from stages.detection.records import (
     Candidates,
     Features,
@@ -52,7 +52,7 @@ class FasterRCNN(RoIDetector):
         """The second stage."""
 
     def __init__(self, config: FasterRCNN.Config, classes: int) -> None:
-        super().__init__()
+        super().__init__(config.pixel_mean, config.pixel_std)
         self.config = config
         self.classes = classes
         self.backbone, self.strides = pyramid(config, 2, config.extra_levels)

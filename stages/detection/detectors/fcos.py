@@ -13,12 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stages.detection.backbones import pyramid, run_pyramid
 from stages.detection.dense_head import DenseConfig, TowerNorm, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.points import PointRules, point_grid, predict_points
 from stages.detection.precision import at_least_single
 from stages.detection.proposals import class_agnostic_proposals
+from stages.detection.pyramid import pyramid, run_pyramid
 from stages.detection.records import Candidates, DensePredictions, Features, Proposals, ProposalSettings, Targets
 from stages.detection.torchvision_weights import class_rows, select_rows
 
@@ -36,7 +36,7 @@ class FCOS(DenseDetector):
         within half of it belongs to the level below, and the last level serves all that is larger."""
 
     def __init__(self, config: FCOS.Config, classes: int) -> None:
-        super().__init__()
+        super().__init__(config.pixel_mean, config.pixel_std)
         self.config = config
         self.classes = classes
         self.backbone, self.strides = pyramid(config, 3, config.extra_levels, extra_from="P5")

@@ -12,11 +12,11 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from stages.detection.anchors import AnchorGrid
-from stages.detection.backbones import pyramid, run_pyramid
 from stages.detection.dense_head import DenseConfig, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.precision import at_least_single
 from stages.detection.proposals import class_agnostic_proposals
+from stages.detection.pyramid import pyramid, run_pyramid
 from stages.detection.records import Candidates, DensePredictions, Features, Proposals, ProposalSettings, Targets
 from stages.detection.torchvision_weights import class_rows, modern_names, select_rows
 
@@ -33,7 +33,7 @@ class RetinaNet(DenseDetector):
         """Height over width of the anchors."""
 
     def __init__(self, config: RetinaNet.Config, classes: int) -> None:
-        super().__init__()
+        super().__init__(config.pixel_mean, config.pixel_std)
         self.config = config
         self.classes = classes
         self.backbone, self.strides = pyramid(config, 3, config.extra_levels)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torchvision.models import mobilenet_v2, resnet18
 
-from stages.detection.backbones import load_imagenet
+from pipeline.errors import UserError
+from stages.detection.load import load_backbone
 
 
 @pytest.mark.parametrize(("name", "network"), [("resnet18", resnet18), ("mobilenet_v2", mobilenet_v2)])
@@ -17,7 +18,7 @@ def test_classification_weights_keep_their_meaning(name, network, norm, build, s
             module.running_var.uniform_(1e-6, 1e-3)  # small, where an eps of 0 instead of 1e-5 would show
     torch.save(classifier.state_dict(), tmp_path / "weights.pth")
     detector = build({**student_settings, "backbone": name, "backbone_norm": norm}).eval()
-    load_imagenet(detector.backbone, tmp_path / "weights.pth")
+    load_backbone(detector, tmp_path / "weights.pth")
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         x = detector.normalise(images)
@@ -33,5 +34,5 @@ def test_classification_weights_keep_their_meaning(name, network, norm, build, s
 def test_a_checkpoint_of_another_network_is_refused(build, student_settings, tmp_path):
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "weights.pth")
     detector = build({**student_settings, "backbone": "mobilenet_v2"})
-    with pytest.raises(ValueError, match="backbone tensors are not in it or have another shape"):
-        load_imagenet(detector.backbone, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="backbone tensors are not in it or have another shape"):
+        load_backbone(detector, tmp_path / "weights.pth")
