@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -9,18 +11,32 @@ from torchvision.models.detection.image_list import ImageList
 
 from stages.detection.records import Anchors
 
+AnchorKind = Literal["whole", "exact"]
+
 
 class AnchorGrid(nn.Module):
     """Anchors of `scale * stride * 2^(k / octaves)` pixels and the given height/width ratios at every cell of every level.
 
-    Sizes are truncated to whole pixels and cells are `canvas // rows` apart, as torchvision does: its published weights
-    were trained with exactly these boxes (torchvision/models/detection/retinanet.py, anchor_utils.py).
+    With the grid `whole`, sizes are truncated to whole pixels and cells are `canvas // rows` apart, as torchvision does: its
+    published weights were trained with exactly these boxes (torchvision/models/detection/retinanet.py, anchor_utils.py).
+    With `exact` neither, as OpenMMLab does (mmdet/models/task_modules/prior_generators/anchor_generator.py).
     """
 
-    def __init__(self, strides: tuple[int, ...], scale: float, octaves: int, ratios: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        strides: tuple[int, ...],
+        scale: float,
+        octaves: int,
+        ratios: tuple[float, ...],
+        grid: AnchorKind = "whole",
+    ) -> None:
         super().__init__()
-        sizes = tuple(tuple(int(scale * stride * 2 ** (k / octaves)) for k in range(octaves)) for stride in strides)
-        self.generator = AnchorGenerator(sizes, (tuple(ratios),) * len(strides))
+        exact = tuple(tuple(scale * stride * 2 ** (k / octaves) for k in range(octaves)) for stride in strides)
+        whole = tuple(tuple(int(size) for size in level) for level in exact)
+        self.generator = AnchorGenerator(whole, (tuple(ratios),) * len(strides))
+        self.strides = strides if grid == "exact" else None
+        if grid == "exact":
+            self.generator.cell_anchors = [_around_zero(level, ratios) for level in exact]
         self.per_cell = octaves * len(ratios)
         self._made: dict[object, Anchors] = {}  # one canvas is used a million times
 
@@ -33,6 +49,19 @@ class AnchorGrid(nn.Module):
         if key not in self._made:
             canvas = ImageList(torch.empty((1, 3, *size), device="meta"), [size])
             one = torch.empty((1, 1, 1, 1), device=levels[0].device, dtype=dtype)
-            boxes = torch.cat(self.generator(canvas, [one.expand(1, 1, *shape) for shape in shapes]))
+            if self.strides is None:
+                boxes = torch.cat(self.generator(canvas, [one.expand(1, 1, *shape) for shape in shapes]))
+            else:
+                self.generator.set_cell_anchors(dtype, levels[0].device)
+                steps = [[torch.tensor(stride, device=levels[0].device)] * 2 for stride in self.strides]
+                boxes = torch.cat(self.generator.grid_anchors([list(shape) for shape in shapes], steps))
             self._made = {key: Anchors(boxes, shapes, self.per_cell)}
         return self._made[key]
+
+
+def _around_zero(sizes: tuple[float, ...], ratios: tuple[float, ...]) -> Tensor:
+    """Boxes (ratios * sizes, 4) with their centre at zero: a ratio's sizes side by side, as torchvision orders them."""
+    size = torch.tensor(sizes)
+    root = torch.tensor(ratios).sqrt()[:, None]
+    width, height = (size / root).flatten() / 2, (size * root).flatten() / 2
+    return torch.stack([-width, -height, width, height], 1)

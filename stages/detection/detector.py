@@ -41,6 +41,8 @@ class Detector(nn.Module, ABC):
         """Each implementation has its own."""
 
     exportable: ClassVar[bool] = False
+    openmmlab: ClassVar[tuple[str, ...]] = ()  # OpenMMLab's detectors whose checkpoints it takes
+    config: Any  # as it was built with
     classes: int  # background not counted
     strides: tuple[int, ...]  # of the levels, finest first
     channels: tuple[int, ...]  # of the levels

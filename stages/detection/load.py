@@ -15,6 +15,7 @@ from torch import nn
 
 from pipeline.config import Choice
 from pipeline.errors import UserError
+from stages.detection import openmmlab
 from stages.detection.backbone import Backbone
 from stages.detection.detector import Detector
 from stages.detection.published import read, tensors
@@ -50,6 +51,8 @@ def load_published(detector: Detector, file: Path, class_names: Sequence[str]) -
                     f"it knows the classes {known[:5]}, the dataset has {list(class_names[:5])} (first five)"
                 )
             state = tensors(content)
+        elif openmmlab.is_openmmlab(content):
+            state = openmmlab.convert(detector, content, class_names)
         else:
             state = detector.convert(tensors(content), class_names)
         missing, unexpected = detector.load_state_dict(state, strict=False)

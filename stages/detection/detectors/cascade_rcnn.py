@@ -4,6 +4,7 @@ cascade assistant."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class CascadeStage(BaseConfig):
 
 class CascadeRCNN(FasterRCNN):
     """With the default settings three stages with the overlaps, deviations and weights as published and in mmdet."""
+
+    openmmlab: ClassVar[tuple[str, ...]] = ()
 
     class Config(FasterRCNN.Config):
         cascade: tuple[CascadeStage, ...] = Field(

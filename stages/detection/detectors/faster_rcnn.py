@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 
-from stages.detection.anchors import AnchorGrid
+from pipeline.log import logger
+from stages.detection.anchors import AnchorGrid, AnchorKind
 from stages.detection.detector import RoIDetector
 from stages.detection.precision import at_least_single
 from stages.detection.proposals import SamplingSettings, class_agnostic_proposals, sample_rois, unlabelled_rois
@@ -31,7 +32,10 @@ from stages.detection.torchvision_weights import class_rows, select_rows
 
 
 class FasterRCNN(RoIDetector):
-    """With the default settings and equal weights it equals torchvision's `fasterrcnn_resnet50_fpn`."""
+    """With the default settings and equal weights it equals torchvision's `fasterrcnn_resnet50_fpn`, and the boxes of its
+    `maskrcnn_resnet50_fpn`, whose mask head is left out."""
+
+    openmmlab: ClassVar[tuple[str, ...]] = ("FasterRCNN", "MaskRCNN")
 
     class Config(PyramidConfig):
         extra_levels: Literal[0, 1] = 1
@@ -40,6 +44,8 @@ class FasterRCNN(RoIDetector):
         """Side of the one anchor of a level, in strides."""
         aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
         """Height over width of the anchors."""
+        anchor_grid: AnchorKind = "whole"
+        """Anchors in whole pixels, as torchvision's, or exact, as OpenMMLab's."""
         proposals_training: int = Field(default=2000, ge=1)
         """Proposals kept a level before NMS, and an image after it, in training."""
         proposals: int = Field(default=1000, ge=1)
@@ -57,7 +63,7 @@ class FasterRCNN(RoIDetector):
         self.classes = classes
         self.backbone, self.strides = pyramid(config, 2, config.extra_levels)
         self.channels = (config.neck_channels,) * len(self.strides)
-        self.anchors = AnchorGrid(self.strides, config.anchor_scale, 1, config.aspect_ratios)
+        self.anchors = AnchorGrid(self.strides, config.anchor_scale, 1, config.aspect_ratios, config.anchor_grid)
         head = RPNHead(config.neck_channels, self.anchors.per_cell)
         # Sampling and losses of the first stage are torchvision's; its cut of proposals is not used (ours keeps sources).
         unused = {"training": 0, "testing": 0}
@@ -157,7 +163,9 @@ class FasterRCNN(RoIDetector):
         )
 
     def convert(self, state: Mapping[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
-        result = dict(state)
+        result = {key: value for key, value in state.items() if not key.startswith("roi_heads.mask_")}
+        if dropped := len(state) - len(result):
+            logger.info("weights: %d tensors of the mask head are left out; boxes are all that is read", dropped)
         outputs = result["roi_heads.box_predictor.cls_score.bias"].shape[0]
         rows = class_rows(outputs, class_names, background=True)
         for part in ("weight", "bias"):

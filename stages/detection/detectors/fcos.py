@@ -18,7 +18,7 @@ from stages.detection.detector import DenseDetector
 from stages.detection.points import PointRules, point_grid, predict_points
 from stages.detection.precision import at_least_single
 from stages.detection.proposals import class_agnostic_proposals
-from stages.detection.pyramid import pyramid, run_pyramid
+from stages.detection.pyramid import carry_eps, pyramid, run_pyramid
 from stages.detection.records import Candidates, DensePredictions, Features, Proposals, ProposalSettings, Targets
 from stages.detection.torchvision_weights import class_rows, select_rows
 
@@ -80,7 +80,8 @@ class FCOS(DenseDetector):
         return class_agnostic_proposals(best, predictions.boxes_BA4.detach(), predictions.anchors, sizes, settings)
 
     def convert(self, state: Mapping[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
-        """Its towers are flat (convolution, normalisation, ReLU, convolution ...), ours one block a convolution."""
+        """Its towers are flat (convolution, normalisation, ReLU, convolution ...), ours one block a convolution. Of its
+        detectors this one alone was published with an eps in the frozen normalisations."""
 
         def name(key: str) -> str:
             flat = re.fullmatch(r"(head\.\w+\.conv)\.(\d+)\.(weight|bias)", key)
@@ -92,4 +93,4 @@ class FCOS(DenseDetector):
             outputs = result[key].shape[0]
             rows = class_rows(outputs, class_names, background=False)
             result[key] = select_rows(result[key], rows, 1, outputs, 1)
-        return result
+        return carry_eps(result, self.backbone.body, "backbone.body.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -11,7 +12,7 @@ from torch.nn import functional
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
-from stages.detection.anchors import AnchorGrid
+from stages.detection.anchors import AnchorGrid, AnchorKind
 from stages.detection.dense_head import DenseConfig, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.precision import at_least_single
@@ -24,6 +25,8 @@ from stages.detection.torchvision_weights import class_rows, modern_names, selec
 class RetinaNet(DenseDetector):
     """With the default settings and equal weights it equals torchvision's `retinanet_resnet50_fpn`."""
 
+    openmmlab: ClassVar[tuple[str, ...]] = ("RetinaNet",)
+
     class Config(DenseConfig):
         anchor_scale: float = Field(default=4.0, gt=0)
         """Side of the smallest anchor of a level, in strides."""
@@ -31,14 +34,20 @@ class RetinaNet(DenseDetector):
         """Anchor sizes a cell, 2^(1/octaves) apart."""
         aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
         """Height over width of the anchors."""
+        anchor_grid: AnchorKind = "whole"
+        """Anchors in whole pixels, as torchvision's, or exact, as OpenMMLab's."""
+        extra_relu: bool = True
+        """A ReLU between P6 and P7, as torchvision has it; OpenMMLab's RetinaNet has none."""
 
     def __init__(self, config: RetinaNet.Config, classes: int) -> None:
         super().__init__(config.pixel_mean, config.pixel_std)
         self.config = config
         self.classes = classes
-        self.backbone, self.strides = pyramid(config, 3, config.extra_levels)
+        self.backbone, self.strides = pyramid(config, 3, config.extra_levels, extra_relu=config.extra_relu)
         self.channels = (config.neck_channels,) * len(self.strides)
-        self.anchors = AnchorGrid(self.strides, config.anchor_scale, config.anchor_octaves, config.aspect_ratios)
+        self.anchors = AnchorGrid(
+            self.strides, config.anchor_scale, config.anchor_octaves, config.aspect_ratios, config.anchor_grid
+        )
         self.per_cell = self.anchors.per_cell
         self.tower_channels = config.tower_channels
         self.head = dense_head(config, self.per_cell, classes)
