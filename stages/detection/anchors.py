@@ -19,7 +19,8 @@ class AnchorGrid(nn.Module):
 
     With the grid `whole`, sizes are truncated to whole pixels and cells are `canvas // rows` apart, as torchvision does: its
     published weights were trained with exactly these boxes (torchvision/models/detection/retinanet.py, anchor_utils.py).
-    With `exact` neither, as OpenMMLab does (mmdet/models/task_modules/prior_generators/anchor_generator.py).
+    With `exact` neither, as OpenMMLab does (mmdet/models/task_modules/prior_generators/anchor_generator.py), and `offset`
+    strides to the right of and below the corners of cells.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class AnchorGrid(nn.Module):
         octaves: int,
         ratios: tuple[float, ...],
         grid: AnchorKind = "whole",
+        offset: float = 0.0,
     ) -> None:
         super().__init__()
         exact = tuple(tuple(scale * stride * 2 ** (k / octaves) for k in range(octaves)) for stride in strides)
@@ -36,7 +38,9 @@ class AnchorGrid(nn.Module):
         self.generator = AnchorGenerator(whole, (tuple(ratios),) * len(strides))
         self.strides = strides if grid == "exact" else None
         if grid == "exact":
-            self.generator.cell_anchors = [_around_zero(level, ratios) for level in exact]
+            self.generator.cell_anchors = [
+                _around_zero(level, ratios) + offset * stride for level, stride in zip(exact, strides, strict=True)
+            ]
         self.per_cell = octaves * len(ratios)
         self._made: dict[object, Anchors] = {}  # one canvas is used a million times
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -96,20 +97,40 @@ class RegressionHead(nn.Module):
         return towers, torch.cat([_flatten(self.bbox_reg(tower), 4) for tower in towers], 1)
 
 
-class DistanceHead(RegressionHead):
-    """FCOS's: distances to a box's four sides, never negative, and `bbox_ctrness` on the same tower (arXiv 2006.09214)."""
+@dataclass(frozen=True)
+class Distances:
+    """How the distances to a box's sides are told: in strides behind a ReLU, as torchvision does, or in pixels by exp, where
+    `strides` of the levels are needed; with a learnt factor for each of `scales` levels, or none; and on which tower the
+    centerness stands. The published FCOS (arXiv 1904.01355) and OpenMMLab's have exp, factors, and the class tower."""
 
-    def __init__(self, tower: nn.Sequential, width: int, anchors: int) -> None:
+    kind: Literal["relu", "exp"] = "relu"
+    strides: tuple[int, ...] = ()
+    scales: int = 0
+    centerness: Literal["box", "class"] = "box"
+
+
+class DistanceHead(RegressionHead):
+    """FCOS's: distances to a box's four sides, never negative, and `bbox_ctrness` (arXiv 2006.09214)."""
+
+    def __init__(self, tower: nn.Sequential, width: int, anchors: int, how: Distances) -> None:
         super().__init__(tower, width, anchors)
         self.bbox_ctrness = nn.Conv2d(width, anchors, 3, padding=1)
+        self.how = how
+        self.scales = nn.ParameterList(torch.ones(()) for _ in range(how.scales))
 
     def forward(self, levels: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Level maps BCHW to (tower maps, distances_BA4 in anchor sides: left, top, right, bottom)."""
-        towers, distances = super().forward(levels)
-        return towers, functional.relu(distances)
+        towers = tuple(self.conv(level) for level in levels)
+        maps = [_flatten(self.bbox_reg(tower), 4) for tower in towers]
+        if self.how.scales:
+            maps = [one * scale for one, scale in zip(maps, self.scales, strict=True)]
+        if self.how.kind == "relu":
+            return towers, functional.relu(torch.cat(maps, 1))
+        return towers, torch.cat([one.exp() / side for one, side in zip(maps, self.how.strides, strict=True)], 1)
 
-    def centerness(self, towers: tuple[Tensor, ...]) -> Tensor:
-        """Tower maps to the centerness logits (B, A)."""
+    def centerness(self, class_tower: tuple[Tensor, ...], box_tower: tuple[Tensor, ...]) -> Tensor:
+        """The maps of both towers to the centerness logits (B, A)."""
+        towers = class_tower if self.how.centerness == "class" else box_tower
         return torch.cat([_flatten(self.bbox_ctrness(tower), 1) for tower in towers], 1).squeeze(-1)
 
 
@@ -128,15 +149,17 @@ class DenseHead(nn.Module):
         norm: TowerNorm,
         anchors: int,
         classes: int,
-        distances: bool = False,
+        distances: Distances | None = None,
     ) -> None:
         super().__init__()
         out = width if depth else channels
         bias = True if distances else None
         tower = _tower(channels, width, depth, kind, norm, bias)
         self.classification_head = ClassificationHead(tower, out, anchors, classes)
-        regression = DistanceHead if distances else RegressionHead
-        self.regression_head = regression(_tower(channels, width, depth, kind, norm, bias), out, anchors)
+        tower = _tower(channels, width, depth, kind, norm, bias)
+        self.regression_head = (
+            DistanceHead(tower, out, anchors, distances) if distances else RegressionHead(tower, out, anchors)
+        )
         # N(0, .01) is RetinaNet's, for towers without normalisation; behind a norm the scale of the weights is free.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -148,7 +171,7 @@ class DenseHead(nn.Module):
         nn.init.constant_(self.classification_head.cls_logits.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
 
 
-def dense_head(config: DenseConfig, anchors: int, classes: int, distances: bool = False) -> DenseHead:
+def dense_head(config: DenseConfig, anchors: int, classes: int, distances: Distances | None = None) -> DenseHead:
     """The head that a detector's settings ask for, with `anchors` a cell."""
     width, depth = config.tower_channels, config.head_convs
     return DenseHead(

@@ -3,7 +3,7 @@ must be equal for the same numbers to mean the same boxes.
 
 What the file says of its training (`meta`) is compared with our settings; every difference is an error that says what to
 set. What no setting expresses (deformable convolutions, another neck ...) is refused. Names and meanings are those of
-mmdet 3.3.0: models/detectors, necks/fpn.py, dense_heads/{rpn,retina}_head.py, roi_heads/bbox_heads/convfc_bbox_head.py.
+mmdet 3.3.0: models/detectors, necks/fpn.py, dense_heads/{rpn,retina,fcos}_head.py, roi_heads/bbox_heads/convfc_bbox_head.py.
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ NAMES = (
     ("roi_head.bbox_head.fc_reg.", "roi_heads.box_predictor.bbox_pred."),
     ("bbox_head.cls_convs.{n}.conv.", "head.classification_head.conv.{n}.0."),
     ("bbox_head.reg_convs.{n}.conv.", "head.regression_head.conv.{n}.0."),
+    ("bbox_head.cls_convs.{n}.gn.", "head.classification_head.conv.{n}.1."),
+    ("bbox_head.reg_convs.{n}.gn.", "head.regression_head.conv.{n}.1."),
+    ("bbox_head.conv_cls.", "head.classification_head.cls_logits."),
+    ("bbox_head.conv_reg.", "head.regression_head.bbox_reg."),
+    ("bbox_head.conv_centerness.", "head.regression_head.bbox_ctrness."),
+    ("bbox_head.scales.{n}.scale", "head.regression_head.scales.{n}"),
     ("bbox_head.retina_cls.", "head.classification_head.cls_logits."),
     ("bbox_head.retina_reg.", "head.regression_head.bbox_reg."),
 )
@@ -47,7 +53,7 @@ _READ = {
     "neck": "in_channels out_channels num_outs start_level add_extra_convs relu_before_extra_convs",
     "rpn_head": "in_channels feat_channels anchor_generator bbox_coder",
     "bbox_head": "in_channels feat_channels stacked_convs num_classes anchor_generator bbox_coder fc_out_channels "
-    "roi_feat_size reg_class_agnostic",
+    "roi_feat_size reg_class_agnostic strides norm_on_bbox centerness_on_reg center_sampling center_sample_radius conv_bias",
 }
 _TRAINING = re.compile(r"type|init_cfg|pretrained|loss_\w+|reg_decoded_bbox|train_cfg|test_cfg")
 
@@ -87,6 +93,9 @@ def convert(detector: Detector, content: Mapping[str, Any], class_names: Sequenc
     if not rgb:
         result["backbone.body.conv1.weight"] = result["backbone.body.conv1.weight"].flip(1)
     extra_levels(result, int(model["neck"]["num_outs"]))
+    for key in [key for key in result if re.fullmatch(r"head\.\w+\.conv\.\d+\.1\.weight", key)]:
+        # A convolution before a normalisation may have no bias of theirs; ours has one.
+        result.setdefault(key.replace(".1.weight", ".0.bias"), torch.zeros_like(result[key]))
     select_classes(result, classes_of(content["meta"]), class_names)
     body = detector.get_submodule("backbone.body")
     assert isinstance(body, Backbone)
@@ -293,8 +302,28 @@ def _retinanet(model: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _fcos(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of our `fcos` for theirs."""
+    head, neck = _only(model["bbox_head"], "bbox_head", "FCOSHead"), model["neck"]
+    _need("bbox_head.strides", list(head.get("strides", ())), [8, 16, 32, 64, 128])
+    _need("neck.add_extra_convs", neck["add_extra_convs"], "on_output")
+    _need("neck.relu_before_extra_convs", neck.get("relu_before_extra_convs", False), True)
+    return {
+        **_trunk(model, 1),
+        "head_convs": head.get("stacked_convs", 4),
+        "tower_channels": head.get("feat_channels", 256),
+        "head_kind": "plain",
+        "head_norm": "group",
+        "points": "centre",
+        "level_scales": True,
+        "distance": "relu" if head.get("norm_on_bbox") else "exp",
+        "centerness_tower": "box" if head.get("centerness_on_reg") else "class",
+    }
+
+
 _KINDS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "FasterRCNN": _two_stage,
     "MaskRCNN": _two_stage,
     "RetinaNet": _retinanet,
+    "FCOS": _fcos,
 }

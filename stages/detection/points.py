@@ -7,6 +7,7 @@ kind both work by these rules, each with a head of its own. Equal to torchvision
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,8 +23,10 @@ from stages.detection.records import Anchors, DensePredictions, Targets
 CODER = BoxLinearCoder(normalize_by_size=True)
 
 
-def point_grid(strides: tuple[int, ...]) -> AnchorGrid:
-    """One point a cell of each level."""
+def point_grid(strides: tuple[int, ...], points: Literal["corner", "centre"] = "corner") -> AnchorGrid:
+    """One point a cell of each level: on its corner, as torchvision does, or in its middle, as published."""
+    if points == "centre":
+        return AnchorGrid(strides, 1.0, 1, (1.0,), "exact", offset=0.5)
     return AnchorGrid(strides, 1.0, 1, (1.0,))
 
 
@@ -33,7 +36,7 @@ def predict_points(head: DenseHead, levels: tuple[Tensor, ...], anchors: Anchors
     assert isinstance(regression, DistanceHead)
     class_tower, logits = head.classification_head(levels)
     box_tower, distances = regression(levels)
-    quality = regression.centerness(box_tower)
+    quality = regression.centerness(class_tower, box_tower)
     boxes = CODER.decode(at_least_single(distances), anchors.boxes_A4)
     return DensePredictions(class_tower, box_tower, logits, distances, boxes, anchors, quality)
 

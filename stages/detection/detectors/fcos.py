@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from stages.detection.dense_head import DenseConfig, TowerNorm, dense_head
+from stages.detection.dense_head import DenseConfig, Distances, TowerNorm, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.points import PointRules, point_grid, predict_points
 from stages.detection.precision import at_least_single
@@ -26,6 +27,8 @@ from stages.detection.torchvision_weights import class_rows, select_rows
 class FCOS(DenseDetector):
     """With the default settings and equal weights it equals torchvision's `fcos_resnet50_fpn`."""
 
+    openmmlab: ClassVar[tuple[str, ...]] = ("FCOS",)
+
     class Config(DenseConfig):
         head_norm: TowerNorm = "group"
         """Group normalisation in the towers, as published, or none."""
@@ -34,6 +37,14 @@ class FCOS(DenseDetector):
         reach: float = Field(default=8.0, gt=0)
         """Distance from a point to the farthest side of its object up to which a level serves it, in strides; what is
         within half of it belongs to the level below, and the last level serves all that is larger."""
+        points: Literal["corner", "centre"] = "corner"
+        """Where the point of a cell lies: torchvision's on the corner, the published one's and OpenMMLab's in the middle."""
+        distance: Literal["relu", "exp"] = "relu"
+        """Distances in strides behind a ReLU, or in pixels by exp, as in OpenMMLab's without `norm_on_bbox`."""
+        level_scales: bool = False
+        """A learnt factor of the distances for each level, as in OpenMMLab's."""
+        centerness_tower: Literal["box", "class"] = "box"
+        """The tower on which the centerness stands; OpenMMLab's without `centerness_on_reg` have it on that of the classes."""
 
     def __init__(self, config: FCOS.Config, classes: int) -> None:
         super().__init__(config.pixel_mean, config.pixel_std)
@@ -41,10 +52,12 @@ class FCOS(DenseDetector):
         self.classes = classes
         self.backbone, self.strides = pyramid(config, 3, config.extra_levels, extra_from="P5")
         self.channels = (config.neck_channels,) * len(self.strides)
-        self.anchors = point_grid(self.strides)
+        self.anchors = point_grid(self.strides, config.points)
         self.per_cell = self.anchors.per_cell
         self.tower_channels = config.tower_channels
-        self.head = dense_head(config, self.per_cell, classes, distances=True)
+        levels = len(self.strides) if config.level_scales else 0
+        how = Distances(config.distance, self.strides, levels, config.centerness_tower)
+        self.head = dense_head(config, self.per_cell, classes, how)
         self.rules = PointRules(config.centre_radius, config.reach)
 
     @classmethod

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.config import BaseConfig
 from pipeline.errors import UserError
-from stages.detection.dense_head import DenseHead
+from stages.detection.dense_head import DenseHead, Distances
 from stages.detection.detector import Detector
 from stages.detection.detectors.fcos import FCOS
 from stages.detection.points import PointRules, point_grid, predict_points
@@ -54,7 +54,7 @@ class FCOSAssistant(MapAssistant):
             shape = config.head or PointHeadConfig()
             width, convs = shape.channels or inside, shape.convs
             kind, norm, self.rules = "plain", "group", PointRules(shape.centre_radius, shape.reach)
-        self.head = DenseHead(inside, width, convs, kind, norm, 1, student.classes, distances=True)
+        self.head = DenseHead(inside, width, convs, kind, norm, 1, student.classes, Distances())
         self.points = point_grid(student.strides)
         self.widths = (width, width)
         self.adapters = level_adapters(student.channels, inside)
