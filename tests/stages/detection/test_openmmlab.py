@@ -76,7 +76,9 @@ def theirs(detector, name):
     to the shapes, by looking the shapes up in our detector where both have the same."""
     own = detector.state_dict()
     state = {
-        key.replace("backbone.body", "backbone"): torch.rand_like(value)
+        key.replace("backbone.body", "backbone"): torch.rand_like(value) + 0.5
+        if value.ndim == 1
+        else torch.randn_like(value) / 30
         for key, value in own.items()
         if key.startswith("backbone.body")
     }
@@ -166,7 +168,7 @@ def test_background_comes_first_here_and_last_there(load):
 def test_fcos_computes_by_their_rules(load):
     """Points in the middle of cells, exp of the scaled numbers in pixels, centerness on the tower of the classes."""
     detector, _ = load("fcos")
-    images = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.randint(0, 256, (1, 3, 256, 256), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.no_grad():
         detector.head.regression_head.bbox_reg.weight.mul_(0.01)
         features = detector.features(images)
@@ -174,11 +176,11 @@ def test_fcos_computes_by_their_rules(load):
         level, head = features.levels[1], detector.head.regression_head
         raw = head.bbox_reg(head.conv(level)) * head.scales[1]
         centerness = head.bbox_ctrness(detector.head.classification_head.conv(level)).flatten()
-    cell = 64 + 4 + 1  # level 1 follows 8 x 8 points; second row, second column of 4 x 4
+    cell = 32 * 32 + 16 + 1  # level 1 follows 32 x 32 points; second row, second column of 16 x 16
     left, top, right, bottom = raw[0, :, 1, 1].exp()
     wanted = torch.stack([24 - left, 24 - top, 24 + right, 24 + bottom])  # (1 + 0.5) * 16
     torch.testing.assert_close(found.boxes_BA4[0, cell], wanted)
-    torch.testing.assert_close(found.quality_BA[0, cell], centerness[5])
+    torch.testing.assert_close(found.quality_BA[0, cell], centerness[17])
 
 
 def test_exact_anchors_are_neither_rounded_nor_moved_by_a_canvas_that_does_not_divide():
@@ -198,7 +200,7 @@ def test_exact_anchors_are_neither_rounded_nor_moved_by_a_canvas_that_does_not_d
 def test_p7_has_no_relu_before_it(load):
     detector, _ = load("retinanet")
     with torch.no_grad():
-        levels = detector.features(torch.full((1, 3, 64, 64), 90, dtype=torch.uint8)).levels
+        levels = detector.features(torch.full((1, 3, 128, 128), 90, dtype=torch.uint8)).levels
         assert (levels[3] < 0).any()
         torch.testing.assert_close(levels[4], detector.backbone.fpn.extra_blocks.p7(levels[3]))
 
