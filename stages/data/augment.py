@@ -11,6 +11,7 @@ scale below 1 leaves more padding; a scale above 1 shows a random window of the 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -92,7 +93,7 @@ def place(
 
     A box with a side below one pixel, or of which less than a tenth remains in view, is left out.
     """
-    scale = float(rng.choice(config.scales)) * drawn_factor(config.jitter, rng)
+    scale = config.scales[int(rng.integers(len(config.scales)))] * drawn_factor(config.jitter, rng)
     canvas_HWC = np.empty((spec.height, spec.width, 3), np.uint8) if canvas_HWC is None else canvas_HWC
     return put(sample, scaled(spec.content_size(*sample.size), scale), spec, config, rng, canvas_HWC)
 
@@ -124,9 +125,9 @@ def put(
         content_HWC = content_HWC[reach - down :, reach - right :][: size[0], : size[1]]
         boxes_N4 = boxes_N4 + np.asarray([right, down, right, down])
     boxes_N4, kept_N = _in_view(boxes_N4, size)
-    # Rows of padding are copied whole: to spread three levels over a canvas takes ten times as long.
-    padding_WC = np.tile(np.asarray(spec.pad_rgb, np.uint8), (canvas_HWC.shape[1], 1))
-    canvas_HWC[: size[0], : size[1]] = content_HWC
+    padding_WC = _padding(spec.pad_rgb, canvas_HWC.shape[1])
+    if not np.may_share_memory(content_HWC, canvas_HWC):  # else it was decoded where it belongs
+        canvas_HWC[: size[0], : size[1]] = content_HWC
     canvas_HWC[size[0] :] = padding_WC
     canvas_HWC[: size[0], size[1] :] = padding_WC[size[1] :]
     return Placed(canvas_HWC, boxes_N4.astype(np.float32), sample.labels_N[kept_N], size)
@@ -152,6 +153,12 @@ def resized(pixels_HWC: Pixels, size: tuple[int, int]) -> Pixels:
     return made_CHW.permute(1, 2, 0).numpy()  # type: ignore[no-any-return]
 
 
+@lru_cache(maxsize=4096)
+def _padding(rgb: tuple[int, int, int], width: int) -> Pixels:
+    """A row of padding, to be copied whole: to spread three levels over a canvas takes ten times as long."""
+    return np.tile(np.asarray(rgb, np.uint8), (width, 1))
+
+
 def _mirrored(pixels_HWC: Pixels) -> Pixels:
     # By torch: NumPy copies a reversed axis of three bytes a pixel one byte at a time.
     return torch.from_numpy(pixels_HWC).flip(1).numpy()  # type: ignore[no-any-return]
@@ -159,7 +166,7 @@ def _mirrored(pixels_HWC: Pixels) -> Pixels:
 
 def _in_view(boxes_N4: NDArray[np.float64], size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Boxes clipped to the content, without those of which too little is left; and which those are not."""
-    clipped_N4 = boxes_N4.clip(0, [size[1], size[0]] * 2)
+    clipped_N4 = np.minimum(np.maximum(boxes_N4, 0), [size[1], size[0]] * 2)
     sides_N2, before_N2 = clipped_N4[:, 2:] - clipped_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]
     kept_N = (sides_N2 >= MIN_SIDE_PX).all(1) & (sides_N2.prod(1) >= MIN_VISIBLE * before_N2.prod(1))
     return clipped_N4[kept_N], kept_N

@@ -72,11 +72,13 @@ class CocoSplit:
         """Paths of the images."""
         return [self.folder / name for name in self._names.tolist()]
 
-    def pixels(self, index: int) -> NDArray[np.uint8]:
-        """Decode one image. Raises DeployError, naming the file, where it can no longer be read or has another size than
+    def pixels(self, index: int, canvas_HWC: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Decode one image; at the top of the canvas, if one is given on which it needs no other row length, so that nobody
+        has to copy it there. Raises DeployError, naming the file, where it can no longer be read or has another size than
         it had when it was checked: its boxes would lie elsewhere."""
         file, size = self.folder / str(self._names[index]), tuple(self.sizes_N2[index].tolist())
-        pixels_HWC = decode_pixels(file)
+        fits = canvas_HWC is not None and size[0] <= canvas_HWC.shape[0] and size[1] == canvas_HWC.shape[1]
+        pixels_HWC = decode_pixels(file, canvas_HWC[: size[0]] if fits else None)
         if pixels_HWC.shape[:2] != size:
             raise DeployError(
                 f"{file}: the image has {pixels_HWC.shape[0]} x {pixels_HWC.shape[1]} (height x width) pixels, it had "

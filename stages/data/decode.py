@@ -24,15 +24,16 @@ from pipeline.log import logger
 _START_OF_SCAN, _EXIF_OR_XMP = b"\xda", b"\xe1"
 
 
-def decode_pixels(file: Path) -> NDArray[np.uint8]:
-    """The upright RGB image in a file as (height, width, 3). Raises DeployError, naming the file, where `decode` does."""
+def decode_pixels(file: Path, buffer: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """The upright RGB image in a file as (height, width, 3); in `buffer`, contiguous and of that size, where its decoder can
+    write there. Raises DeployError, naming the file, where `decode` does."""
     try:
         data = file.read_bytes()
     except OSError:
         return np.array(decode(file))  # says why
     if _is_plain(data) and decoders_agree():
         try:
-            return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)  # type: ignore[no-any-return]
+            return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, buffer=buffer)  # type: ignore[no-any-return]
         except ValueError:  # damaged, or a kind it does not know: Pillow decides whether it can be read
             pass
     return np.array(decode(file))

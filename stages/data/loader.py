@@ -9,7 +9,8 @@ An image is decoded, resized and written to its place in the batch: nothing is c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import multiprocessing
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -26,6 +27,10 @@ from stages.data.augment import AugmentConfig, Pixels, Placed, place
 from stages.data.coco import CocoSplit, Sample
 from stages.data.mixing import mixup, mosaic
 from stages.data.photometric import distort, grey_of
+
+
+Decode = Callable[[int, Pixels | None], Pixels]
+"""Gives an image by its index; it may use the canvas to lay it on."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class _Stream(Dataset[_Parcel]):
         augment: AugmentConfig,
         batch_size: int,
         seed: int,
-        pixels: Callable[[int], Pixels] | None = None,
+        pixels: Decode | None = None,
     ) -> None:
         self.split, self.spec, self.augment, self.batch_size, self.seed = split, spec, augment, batch_size, seed
         self.pixels = pixels or split.pixels
@@ -111,13 +116,13 @@ class _Stream(Dataset[_Parcel]):
         if mixed and self.augment.mosaic and rng.random() < self.augment.mosaic:
             samples = [self._sample(one) for one in (index, *(self._any(rng) for _ in range(3)))]
             return mosaic(samples, self.spec, self.augment, rng, canvas_HWC)
-        return place(self._sample(index), self.spec, self.augment, rng, canvas_HWC)
+        return place(self._sample(index, canvas_HWC), self.spec, self.augment, rng, canvas_HWC)
 
     def _any(self, rng: np.random.Generator) -> int:
         return int(rng.integers(len(self.split)))
 
-    def _sample(self, index: int) -> Sample:
-        return self.split.sample(index, self.pixels(index))
+    def _sample(self, index: int, canvas_HWC: Pixels | None = None) -> Sample:
+        return self.split.sample(index, self.pixels(index, canvas_HWC))
 
 
 @lru_cache(maxsize=4)
@@ -132,6 +137,11 @@ def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.uint8).share_memory_()
 
 
+def start_method() -> str | None:
+    """How workers begin: by fork where there is one, also from Python 3.14 on: a fork shares the cache and imports nothing."""
+    return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+
+
 def _as_it_is(parcel: _Parcel) -> _Parcel:
     return parcel
 
@@ -144,9 +154,9 @@ def training_batches(
     seed: int,
     first_step: int = 0,
     workers: int = 0,
-    pixels: Callable[[int], Pixels] | None = None,
+    pixels: Decode | None = None,
     pinned: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield the batches of step `first_step`, `first_step` + 1, ... without end.
 
     A batch depends on its step, `seed` and the settings only. Takes nothing from torch's global random numbers.
@@ -160,6 +170,7 @@ def training_batches(
         batch_size=None,  # an item is a batch
         sampler=count(first_step),  # type: ignore[arg-type]  # any iterable will do, and this one has no length
         num_workers=workers,
+        multiprocessing_context=start_method() if workers else None,
         collate_fn=_as_it_is,
         pin_memory=pinned,
         generator=torch.Generator(),  # else it would draw its workers' seed from the global generator
