@@ -4,7 +4,7 @@
           --anything else------------------> deploy.image.decode (Pillow) --> uint8 (H, W, 3)
 
 Both decoders are libjpeg-turbo, but Pillow also unpacks to four bytes a pixel and packs again. Of the decoders that were
-bit-identical on 2,597 photographs simplejpeg is the fastest (docs/data.md has the numbers).
+bit-identical on 2,597 photographs simplejpeg is the fastest (docs/loading.md has the numbers).
 """
 
 from __future__ import annotations
