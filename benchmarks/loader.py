@@ -88,7 +88,9 @@ class Peer:
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=folder)
         self.told = self._answer()
         if self.told["images"] != len(split):
-            raise SystemExit(f"{python}: Ultralytics took {self.told['images']} of {len(split)} images; not the same work")
+            raise SystemExit(
+                f"{python}: Ultralytics took {self.told['images']} of {len(split)} images; not the same work"
+            )
 
     def __call__(self) -> tuple[float, float]:
         assert self.process.stdin is not None
@@ -120,7 +122,9 @@ def torchvision_loader(images: Path, annotations: Path, spec: ImageSpec) -> Data
     def collate(samples: list[Any]) -> Any:
         return torch.stack([padded(image) for image, _ in samples]), [target for _, target in samples]
 
-    transforms = v2.Compose([v2.ToImage(), v2.Resize(None, max_size=spec.width), v2.SanitizeBoundingBoxes(), v2.ToPureTensor()])
+    transforms = v2.Compose(
+        [v2.ToImage(), v2.Resize(None, max_size=spec.width), v2.SanitizeBoundingBoxes(), v2.ToPureTensor()]
+    )
     dataset = CocoDetection(str(images), str(annotations), transforms=transforms)
     wrapped = wrap_dataset_for_transforms_v2(dataset, target_keys=["boxes", "labels", "image_id"])
     return DataLoader(wrapped, batch_size=BATCH, collate_fn=collate)
@@ -204,7 +208,9 @@ def main() -> int:
     return 0
 
 
-def report(runs: dict[str, list[tuple[float, float]]], split: CocoSplit, spec: ImageSpec, peer: Any, arguments: Any) -> None:
+def report(
+    runs: dict[str, list[tuple[float, float]]], split: CocoSplit, spec: ImageSpec, peer: Any, arguments: Any
+) -> None:
     speed = {
         who: {
             kind: len(split) / statistics.median(one[column] for one in some)
@@ -232,7 +238,8 @@ def report(runs: dict[str, list[tuple[float, float]]], split: CocoSplit, spec: I
             "command": f"benchmarks/loader.py {arguments.images.name} {arguments.annotations.name} {options}",
             "machine": machine(),
             "load": os.getloadavg(),
-            "versions": {name: version(name) for name in ("torch", "torchvision", "pillow", "simplejpeg")} | {"peer": peer},
+            "versions": {name: version(name) for name in ("torch", "torchvision", "pillow", "simplejpeg")}
+            | {"peer": peer},
             "images": len(split),
             "resized": resizing,
             "decode_limit_images_per_cpu_second": limit,

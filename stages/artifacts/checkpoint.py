@@ -12,7 +12,12 @@ from pipeline.artifact import Artifact
 class TrainedDetector(Artifact):
     """A detector and how its weights came about. Its own AP is nobody's word: `validate` measures it."""
 
-    incidental: ClassVar[tuple[str, ...]] = ("seconds", "waited", "tensorboard", "samples")  # the same weights are the same
+    incidental: ClassVar[tuple[str, ...]] = (
+        "seconds",
+        "waited",
+        "tensorboard",
+        "samples",
+    )  # the same weights are the same
     detector: dict[str, Any]
     """Name and all settings, as in a config."""
     classes: tuple[str, ...]

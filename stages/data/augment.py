@@ -161,7 +161,7 @@ def _padding(rgb: tuple[int, int, int], width: int) -> Pixels:
 
 def _mirrored(pixels_HWC: Pixels) -> Pixels:
     # By torch: NumPy copies a reversed axis of three bytes a pixel one byte at a time.
-    return torch.from_numpy(pixels_HWC).flip(1).numpy()  # type: ignore[no-any-return]
+    return torch.from_numpy(pixels_HWC).flip(1).numpy()
 
 
 def _in_view(boxes_N4: NDArray[np.float64], size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

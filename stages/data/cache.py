@@ -33,7 +33,9 @@ SHARE = 0.8  # of what is free, at most: the training itself needs some
 class PixelCache:
     """The images of a split, each decoded once. With `fit` they are kept as large as they lie on that canvas."""
 
-    def __init__(self, split: CocoSplit, where: Literal["memory", "disk"], directory: Path, fit: ImageSpec | None) -> None:
+    def __init__(
+        self, split: CocoSplit, where: Literal["memory", "disk"], directory: Path, fit: ImageSpec | None
+    ) -> None:
         """On disk it takes a file in `directory` that is gone with the process. Raises UserError where there is no room."""
         self.split, self.fit = split, fit
         sizes = [(int(height), int(width)) for height, width in split.sizes_N2]

@@ -77,8 +77,10 @@ class CocoSplit:
         has to copy it there. Raises DeployError, naming the file, where it can no longer be read or has another size than
         it had when it was checked: its boxes would lie elsewhere."""
         file, size = self.folder / str(self._names[index]), tuple(self.sizes_N2[index].tolist())
-        fits = canvas_HWC is not None and size[0] <= canvas_HWC.shape[0] and size[1] == canvas_HWC.shape[1]
-        pixels_HWC = decode_pixels(file, canvas_HWC[: size[0]] if fits else None)
+        buffer_HWC = None
+        if canvas_HWC is not None and size[0] <= canvas_HWC.shape[0] and size[1] == canvas_HWC.shape[1]:
+            buffer_HWC = canvas_HWC[: size[0]]
+        pixels_HWC = decode_pixels(file, buffer_HWC)
         if pixels_HWC.shape[:2] != size:
             raise DeployError(
                 f"{file}: the image has {pixels_HWC.shape[0]} x {pixels_HWC.shape[1]} (height x width) pixels, it had "

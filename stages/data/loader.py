@@ -28,7 +28,6 @@ from stages.data.coco import CocoSplit, Sample
 from stages.data.mixing import mixup, mosaic
 from stages.data.photometric import distort, grey_of
 
-
 Decode = Callable[[int, Pixels | None], Pixels]
 """Gives an image by its index; it may use the canvas to lay it on."""
 
@@ -109,9 +108,7 @@ class _Stream(Dataset[_Parcel]):
         distort(placed.content_HWC, augment.photometric, self.mean, rng)
         return self.split.image_ids[index], placed
 
-    def _placed(
-        self, index: int, mixed: bool, rng: np.random.Generator, canvas_HWC: Pixels | None = None
-    ) -> Placed:
+    def _placed(self, index: int, mixed: bool, rng: np.random.Generator, canvas_HWC: Pixels | None = None) -> Placed:
         """One image, or four in one."""
         if mixed and self.augment.mosaic and rng.random() < self.augment.mosaic:
             samples = [self._sample(one) for one in (index, *(self._any(rng) for _ in range(3)))]
@@ -132,9 +129,10 @@ def _permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 def _empty(*shape: int) -> Tensor:
     """uint8 not yet written to; in a worker shared with the training, which else would be sent a copy."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    return torch.empty(shape, dtype=torch.uint8).share_memory_()
+    made = torch.empty(shape, dtype=torch.uint8)
+    if get_worker_info() is not None:
+        made.share_memory_()  # type: ignore[no-untyped-call]
+    return made
 
 
 def start_method() -> str | None:
@@ -168,10 +166,10 @@ def training_batches(
     loader: DataLoader[_Parcel] = DataLoader(
         _Stream(split, spec, augment, batch_size, seed, pixels),
         batch_size=None,  # an item is a batch
-        sampler=count(first_step),  # type: ignore[arg-type]  # any iterable will do, and this one has no length
+        sampler=count(first_step),  # any iterable will do, and this one has no length
         num_workers=workers,
         multiprocessing_context=start_method() if workers else None,
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # declared for lists of items
         pin_memory=pinned,
         generator=torch.Generator(),  # else it would draw its workers' seed from the global generator
     )

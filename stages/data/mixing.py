@@ -17,7 +17,9 @@ from stages.data.augment import AugmentConfig, Pixels, Placed, drawn_factor, put
 from stages.data.coco import Sample
 
 CENTRE = (0.25, 0.75)  # of the canvas: where the four images of a mosaic may meet
-BLEND = 32.0  # of both parameters of the beta distribution: weights lie near one half, within 0.4 to 0.6 for 98 % of images
+BLEND = (
+    32.0  # of both parameters of the beta distribution: weights lie near one half, within 0.4 to 0.6 for 98 % of images
+)
 
 
 def mosaic(

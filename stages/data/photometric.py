@@ -42,7 +42,7 @@ def distort(pixels_HWC: NDArray[np.uint8], config: PhotometricConfig, mean: floa
     if not config.probability or rng.random() >= config.probability:
         return
     ranges = np.asarray([config.brightness, config.contrast, config.saturation, config.hue])
-    brightness, contrast, saturation, degrees = rng.uniform(-ranges, ranges) + [1, 1, 1, 0]
+    brightness, contrast, saturation, degrees = np.asarray([1, 1, 1, 0]) + rng.uniform(-ranges, ranges)
     matrix_34 = colour_matrix(brightness, contrast, saturation, degrees, mean)
     image = Image.fromarray(np.ascontiguousarray(pixels_HWC)).convert("RGB", tuple(matrix_34.ravel().tolist()))
     pixels_HWC[:] = np.asarray(image)

@@ -27,7 +27,7 @@ def sample_sheet(
     first = 1  # a step of four images
     if augment.switch_off is not None:
         first = -(-round(augment.switch_off * len(split)) // ACROSS)
-    panels = []
+    panels: list[Image.Image] = []
     for step in (0, first):
         (batch,) = islice(training_batches(split, spec, augment, ACROSS, seed, step), 1)
         panels += _panels(batch, classes)

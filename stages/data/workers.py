@@ -1,6 +1,6 @@
 """How many processes should load images? Measured on the training itself, whose batches are the same with any number.
 
-    the first steps with 0 workers -> with 1 -> 2 -> 4 ... as long as steps get shorter -> all others with the best
+the first steps with 0 workers -> with 1 -> 2 -> 4 ... as long as steps get shorter -> all others with the best
 """
 
 from __future__ import annotations

@@ -111,7 +111,9 @@ def train(
 
     def batches(first_step: int) -> Iterator[tuple[Tensor, Targets]]:
         if config.workers == "auto":
-            made = measured_batches(loaded, first_step, most=torch.get_num_threads())  # this training's share of the cores
+            made = measured_batches(
+                loaded, first_step, most=torch.get_num_threads()
+            )  # this training's share of the cores
         else:
             made = loaded(first_step, config.workers)
         for batch in made:

@@ -50,11 +50,13 @@ def test_without_room_it_is_refused(split: CocoSplit, tmp_path: Path, monkeypatc
     monkeypatch.setattr(module, "free_memory", lambda: int(needed / module.SHARE) + 1)
     PixelCache(split, "memory", tmp_path, None)
     monkeypatch.setattr(module, "free_memory", lambda: int(needed / module.SHARE) - 1)
-    with pytest.raises(UserError, match=r"cache: memory needs 0\.0 GB .* free and 80% .* set cache: disk if .* or cache: none"):
+    with pytest.raises(
+        UserError, match=r"cache: memory needs 0\.0 GB .* free and 80% .* set cache: disk if .* or cache: none"
+    ):
         PixelCache(split, "memory", tmp_path, None)
     PixelCache(split, "memory", tmp_path, ImageSpec(16, 16, (0, 0, 0)))
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": needed}))
-    with pytest.raises(UserError, match="cache: disk needs .* set cache: memory if there is more room"):
+    with pytest.raises(UserError, match=r"cache: disk needs .* set cache: memory if there is more room"):
         PixelCache(split, "disk", tmp_path, None)
 
 

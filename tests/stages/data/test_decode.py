@@ -97,7 +97,7 @@ def test_a_name_says_nothing(tmp_path: Path) -> None:
     check(tmp_path / "a.jpg")
 
 
-@pytest.mark.parametrize("length", [0, 1, 2, 3, 20, 300, 2000])
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 20, 300, -50])
 def test_damaged_files_are_refused_as_by_the_device(tmp_path: Path, length: int) -> None:
     file = io.BytesIO()
     picture().save(file, "JPEG")

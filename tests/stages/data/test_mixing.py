@@ -10,12 +10,13 @@ from stages.data.mixing import mixup, mosaic
 
 SPEC = ImageSpec(64, 80, (7, 7, 7))
 BRIGHT = (60, 120, 180, 240)
+COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))
 
 
 def square(number: int) -> Sample:
-    """A black image of its own size, with one square in a brightness of its own; its label is its number."""
+    """A black image of its own size, with one square in a colour of its own; its label is its number."""
     pixels_HWC = np.zeros((40 + 8 * number, 90 - 10 * number, 3), np.uint8)
-    pixels_HWC[10:30, 20:40] = BRIGHT[number]
+    pixels_HWC[10:30, 20:40] = COLOURS[number]
     boxes_N4 = np.asarray([[20, 10, 40, 30]], np.float32)
     return Sample(pixels_HWC, pixels_HWC.shape[:2], boxes_N4, np.asarray([number]), number)
 
@@ -36,13 +37,15 @@ def test_mosaic(seed: int, flip: float) -> None:
     assert len(made.boxes_N4) == len(made.labels_N) >= 1
     assert len(set(made.labels_N.tolist())) == len(made.labels_N)
     for box, label in zip(made.boxes_N4, made.labels_N, strict=True):
-        # Resizing blurs the rim, so that the square is seen within a pixel of its box.
-        mine_HW = np.abs(made.canvas_HWC[..., 0].astype(int) - BRIGHT[label]) <= 20
-        np.testing.assert_allclose(bounds(mine_HW), box, atol=1.6)
+        mine_HW = ((made.canvas_HWC > 127) == (np.asarray(COLOURS[label]) > 127)).all(-1)
+        np.testing.assert_allclose(bounds(mine_HW), box, atol=1)
 
 
 def test_all_four_are_seen_and_their_centre_moves() -> None:
-    plain = [Sample(np.full((64, 80, 3), v, np.uint8), (64, 80), np.zeros((0, 4), np.float32), np.zeros(0, int), v) for v in BRIGHT]
+    plain = [
+        Sample(np.full((64, 80, 3), v, np.uint8), (64, 80), np.zeros((0, 4), np.float32), np.zeros(0, int), v)
+        for v in BRIGHT
+    ]
     centres = set()
     for seed in range(20):
         made = mosaic(plain, SPEC, AugmentConfig(mosaic_jitter=(1, 1)), np.random.default_rng(seed))

@@ -27,7 +27,9 @@ def test_the_first_eight_images(split: CocoSplit, digits: Dataset) -> None:
     (batch,) = (next(iter(training_batches(bare, SPEC, AugmentConfig(flip=0.5), 8, 0))),)
     for number, image_CHW in enumerate(batch.images_BCHW):
         x, y = number % ACROSS * (PANEL_PX + 4), number // ACROSS * 184
-        expected = Image.fromarray(image_CHW.permute(1, 2, 0).numpy().copy()).resize((240, 180), Image.Resampling.BICUBIC)
+        expected = Image.fromarray(image_CHW.permute(1, 2, 0).numpy().copy()).resize(
+            (240, 180), Image.Resampling.BICUBIC
+        )
         np.testing.assert_array_equal(np.asarray(sheet.crop((x, y, x + 240, y + 180))), np.asarray(expected))
 
 

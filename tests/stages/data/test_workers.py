@@ -20,7 +20,9 @@ class Clock:
         return self.now
 
 
-def run(monkeypatch: pytest.MonkeyPatch, waits: dict[int, float], most: int, step_s: float = 1.0) -> list[tuple[int, int]]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, waits: dict[int, float], most: int, step_s: float = 1.0
+) -> list[tuple[int, int]]:
     """(step, workers) of each item, where a batch makes the training wait `waits[workers]` seconds."""
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)

@@ -26,7 +26,10 @@ def loading(evidence: Evidence) -> Section | None:
         total = one.seconds + one.waited
         share = f"{100 * one.waited / total:.1f} %" if total else MISSING
         lines.append((one.name, seconds(one.seconds), seconds(one.waited), share))
-    uris = {"data:image/jpeg;base64," + base64.b64encode(sheet).decode(): ", ".join(names) for sheet, names in sheets.items()}
+    uris = {
+        "data:image/jpeg;base64," + base64.b64encode(sheet).decode(): ", ".join(names)
+        for sheet, names in sheets.items()
+    }
     strips = [Strip("the first of a training, augmented", (Panel(uri, names),)) for uri, names in uris.items()]
     return Section(
         TITLE,
