@@ -26,6 +26,7 @@ from stages.evaluation.report.page import Page, Section, html, markdown
 from stages.evaluation.report.sections import audit, results
 from stages.evaluation.report.sections.experiment import arms as arms_section
 from stages.evaluation.report.sections.experiment import arms_table, where_it_pays
+from stages.evaluation.report.sections.loading import loading
 from stages.evaluation.report.teaching import teaching
 from stages.evaluation.report.wording import ap, megabytes, milliseconds, rounded, sentence, signed_ap
 
@@ -163,6 +164,7 @@ def written_page(config: Config, evidence: Evidence, findings: Findings) -> Page
             results.models(evidence, findings.ships),
             *(student_sections(config, evidence, findings) if findings.ships else []),
             audit.training(evidence),
+            *([seen] if (seen := loading(evidence)) else []),
             *([taught] if (taught := teaching(evidence)) else []),
             *([audit.latency(evidence), audit.proofs(evidence)] if findings.ships else []),
             audit.images(evidence, config.images),

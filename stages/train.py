@@ -20,7 +20,7 @@ from stages.distillation.task import DistillationTask
 from stages.evaluation.measure import average_precision
 from stages.evaluation.teachers import sampled_ap
 from stages.training.scalars import EVENTS, METRICS
-from stages.training.session import SessionConfig, begin, contradictions, train, training_split
+from stages.training.session import SAMPLES, SessionConfig, begin, contradictions, train, training_split
 
 RESUMES = SIDE_BY_SIDE = True
 SCRATCH = ("last.ckpt", "previous.ckpt")
@@ -60,6 +60,8 @@ def run(config: Config, directory: Path, *, data: Dataset) -> Checkpoint:
         tensorboard=EVENTS if fitted.iterations and config.tensorboard else None,
         iterations=fitted.iterations,
         seconds=fitted.seconds,
+        waited=fitted.waited,
+        samples=SAMPLES if fitted.iterations else None,
         images=len(training_split(config, data)) if fitted.iterations else 0,
         seed=config.seed,
     )

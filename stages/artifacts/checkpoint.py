@@ -12,7 +12,12 @@ from pipeline.artifact import Artifact
 class TrainedDetector(Artifact):
     """A detector and how its weights came about. Its own AP is nobody's word: `validate` measures it."""
 
-    incidental: ClassVar[tuple[str, ...]] = ("seconds", "tensorboard")  # the same weights are the same
+    incidental: ClassVar[tuple[str, ...]] = (
+        "seconds",
+        "waited",
+        "tensorboard",
+        "samples",
+    )  # the same weights are the same
     detector: dict[str, Any]
     """Name and all settings, as in a config."""
     classes: tuple[str, ...]
@@ -26,6 +31,10 @@ class TrainedDetector(Artifact):
     iterations: int = 0
     seconds: float = 0.0
     """Spent in training steps: batches, validation and checkpoints not counted."""
+    waited: float = 0.0
+    """Seconds in which training steps waited for their batch, beside `seconds`."""
+    samples: str | None = None
+    """JPEG of some training images as they were learnt from: augmented, with their boxes."""
     images: int = 0
     """Labelled images it was trained on."""
     seed: int = 0

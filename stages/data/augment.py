@@ -10,21 +10,26 @@ scale below 1 leaves more padding; a scale above 1 shows a random window of the 
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, model_validator
 from torchvision.transforms.v2 import functional as transforms
 
 from deploy.image import ImageSpec
 from pipeline.config import BaseConfig
 from stages.data.coco import Sample
+from stages.data.photometric import PhotometricConfig
 
 MIN_SIDE_PX = 1.0
 MIN_VISIBLE = 0.1
+
+Pixels = NDArray[np.uint8]
+Scale = Annotated[float, Field(gt=0, le=4)]
 
 
 class AugmentConfig(BaseConfig):
@@ -34,59 +39,134 @@ class AugmentConfig(BaseConfig):
     """Probability of mirroring left and right."""
     shift: int = Field(default=0, ge=0)
     """Largest shift up, down, left or right in pixels of the canvas; what comes into view is the image, mirrored."""
-    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(default=(1.0,), min_length=1)
+    scales: tuple[Scale, ...] = Field(default=(1.0,), min_length=1)
     """Sizes drawn from, relative to the size at which the image fits the canvas."""
+    jitter: tuple[Scale, Scale] = (1.0, 1.0)
+    """Least and largest factor on that size, drawn evenly by its logarithm; above 1 a random window of the image is seen."""
+    photometric: PhotometricConfig = PhotometricConfig()
+    """Distortion of the colours."""
+    mosaic: float = Field(default=0.0, ge=0, le=1)
+    """Probability of showing four images at once: the one whose turn it is and three others, about a random centre."""
+    mosaic_jitter: tuple[Scale, Scale] = (0.4, 1.0)
+    """As `jitter`, for the images of a mosaic; 1 shows each as large as if it were alone, and cuts most of it off."""
+    mixup: float = Field(default=0.0, ge=0, le=1)
+    """Probability of blending with another image, each about half visible; the objects of both count."""
+    switch_off: float | None = Field(default=None, ge=0)
+    """Epoch from which mosaic and mixup are off, so that training ends on images as they will be met; never if not given."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> AugmentConfig:
+        for name in ("jitter", "mosaic_jitter"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: from {low:g} to {high:g} is no range; give the smaller factor first")
+        if self.switch_off is not None and not (self.mosaic or self.mixup):
+            raise ValueError("switch_off: neither mosaic nor mixup is on; set one, or remove switch_off")
+        return self
+
+    @property
+    def one_size(self) -> bool:
+        """Whether every image is always resized to fit the canvas exactly."""
+        return self.scales == (1.0,) and self.jitter == (1.0, 1.0) and not self.mosaic
 
 
 class Placed(NamedTuple):
     """A sample on the canvas."""
 
-    image_CHW: Tensor
-    """uint8, of the canvas's size."""
-    boxes_N4: Tensor
-    """float32 xyxy in pixels of the canvas, clipped to the content."""
-    labels_N: Tensor
+    canvas_HWC: Pixels
+    boxes_N4: NDArray[np.float32]
+    """xyxy in pixels of the canvas, clipped to the content."""
+    labels_N: NDArray[np.int64]
     size: tuple[int, int]
     """(height, width) of the content, which begins at the top left."""
 
+    @property
+    def content_HWC(self) -> Pixels:
+        """The part of the canvas that is not padding."""
+        return self.canvas_HWC[: self.size[0], : self.size[1]]
 
-def place(sample: Sample, spec: ImageSpec, config: AugmentConfig, rng: np.random.Generator) -> Placed:
-    """Put one sample on the canvas; every draw is from `rng`.
+
+def place(
+    sample: Sample, spec: ImageSpec, config: AugmentConfig, rng: np.random.Generator, canvas_HWC: Pixels | None = None
+) -> Placed:
+    """Put one sample on `canvas_HWC`, or on a new one; every draw is from `rng`.
 
     A box with a side below one pixel, or of which less than a tenth remains in view, is left out.
     """
-    # Pixels are moved by NumPy: torch would wake its threads for a copy of 50 kB, and on a busy machine wait for them.
-    original = sample.image.height, sample.image.width
-    scale = float(rng.choice(config.scales))
-    fitted = spec.content_size(*original)
-    full = fitted if scale == 1 else tuple(max(1, round(side * scale)) for side in fitted)
-    resized_CHW = transforms.resize(transforms.pil_to_tensor(sample.image), list(full), antialias=True)
-    size = min(full[0], spec.height), min(full[1], spec.width)
+    scale = config.scales[int(rng.integers(len(config.scales)))] * drawn_factor(config.jitter, rng)
+    canvas_HWC = np.empty((spec.height, spec.width, 3), np.uint8) if canvas_HWC is None else canvas_HWC
+    return put(sample, scaled(spec.content_size(*sample.size), scale), spec, config, rng, canvas_HWC)
+
+
+def put(
+    sample: Sample,
+    full: tuple[int, int],
+    spec: ImageSpec,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    canvas_HWC: Pixels,
+) -> Placed:
+    """Resize one sample to (height, width) `full` and put what of it fits at the top left of a canvas, which may be part of
+    a larger one; flip and shift it."""
+    content_HWC = resized(sample.pixels_HWC, full)
+    size = min(full[0], canvas_HWC.shape[0]), min(full[1], canvas_HWC.shape[1])
     top, left = (int(rng.integers(f - s, endpoint=True)) for f, s in zip(full, size, strict=True))
-    content_CHW = resized_CHW[:, top : top + size[0], left : left + size[1]]
+    content_HWC = content_HWC[top : top + size[0], left : left + size[1]]
     # Boxes stay unclipped until the end: what share of one is in view is known only then.
-    factor = np.asarray([full[1] / original[1], full[0] / original[0]] * 2)
-    boxes_N4 = sample.boxes_N4.numpy() * factor - [left, top, left, top]
+    factor = np.asarray([full[1] / sample.size[1], full[0] / sample.size[0]] * 2)
+    boxes_N4 = sample.boxes_N4 * factor - [left, top, left, top]
     if rng.random() < config.flip:
-        content_CHW = transforms.horizontal_flip(content_CHW)
+        content_HWC = _mirrored(content_HWC)
         boxes_N4 = boxes_N4[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [size[1], 0, size[1], 0]
     reach = min(config.shift, size[0] - 1, size[1] - 1)
     if reach:
         down, right = (int(d) for d in rng.integers(-reach, reach, 2, endpoint=True))
-        wider_CHW = np.pad(content_CHW.numpy(), ((0, 0), (reach, reach), (reach, reach)), mode="reflect")
-        content_CHW = torch.from_numpy(wider_CHW)[:, reach - down :, reach - right :][:, : size[0], : size[1]]
+        content_HWC = np.pad(content_HWC, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
+        content_HWC = content_HWC[reach - down :, reach - right :][: size[0], : size[1]]
         boxes_N4 = boxes_N4 + np.asarray([right, down, right, down])
-    boxes_N4, kept = _in_view(boxes_N4, size)
-    canvas_CHW = np.empty((3, spec.height, spec.width), np.uint8)
-    canvas_CHW[:] = np.asarray(spec.pad_rgb, np.uint8)[:, None, None]
-    canvas_CHW[:, : size[0], : size[1]] = content_CHW.numpy()
-    labels_N = sample.labels_N[torch.from_numpy(kept)]
-    return Placed(torch.from_numpy(canvas_CHW), torch.from_numpy(boxes_N4.astype(np.float32)), labels_N, size)
+    boxes_N4, kept_N = _in_view(boxes_N4, size)
+    padding_WC = _padding(spec.pad_rgb, canvas_HWC.shape[1])
+    if not np.may_share_memory(content_HWC, canvas_HWC):  # else it was decoded where it belongs
+        canvas_HWC[: size[0], : size[1]] = content_HWC
+    canvas_HWC[size[0] :] = padding_WC
+    canvas_HWC[: size[0], size[1] :] = padding_WC[size[1] :]
+    return Placed(canvas_HWC, boxes_N4.astype(np.float32), sample.labels_N[kept_N], size)
+
+
+def drawn_factor(jitter: tuple[float, float], rng: np.random.Generator) -> float:
+    """A factor between both, evenly by its logarithm; where they are equal nothing is drawn."""
+    low, high = jitter
+    return low if low == high else math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """(height, width) times `scale`, at least one pixel."""
+    return size if scale == 1 else (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+
+
+def resized(pixels_HWC: Pixels, size: tuple[int, int]) -> Pixels:
+    """The image at (height, width) `size`; the same array where it has it already."""
+    if pixels_HWC.shape[:2] == size:
+        return pixels_HWC
+    image_CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+    made_CHW = transforms.resize(image_CHW, list(size), antialias=True)
+    return made_CHW.permute(1, 2, 0).numpy()  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=4096)
+def _padding(rgb: tuple[int, int, int], width: int) -> Pixels:
+    """A row of padding, to be copied whole: to spread three levels over a canvas takes ten times as long."""
+    return np.tile(np.asarray(rgb, np.uint8), (width, 1))
+
+
+def _mirrored(pixels_HWC: Pixels) -> Pixels:
+    # By torch: NumPy copies a reversed axis of three bytes a pixel one byte at a time.
+    return torch.from_numpy(pixels_HWC).flip(1).numpy()
 
 
 def _in_view(boxes_N4: NDArray[np.float64], size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Boxes clipped to the content, without those of which too little is left; and which those are not."""
-    clipped_N4 = boxes_N4.clip(0, [size[1], size[0]] * 2)
+    clipped_N4 = np.minimum(np.maximum(boxes_N4, 0), [size[1], size[0]] * 2)
     sides_N2, before_N2 = clipped_N4[:, 2:] - clipped_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]
     kept_N = (sides_N2 >= MIN_SIDE_PX).all(1) & (sides_N2.prod(1) >= MIN_VISIBLE * before_N2.prod(1))
     return clipped_N4[kept_N], kept_N

@@ -10,27 +10,28 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
+from numpy.typing import NDArray
 
-from deploy.image import decode
+from deploy.errors import DeployError
 from pipeline.errors import UserError
+from stages.data.decode import decode_pixels
 
 
 class Sample(NamedTuple):
     """One image with its training targets."""
 
-    image: Image.Image
-    boxes_N4: Tensor
-    """float32, clipped to the image, each with an area."""
-    labels_N: Tensor
-    """int64: i is the i-th category of the file, by id."""
+    pixels_HWC: NDArray[np.uint8]
+    """RGB. Whoever changes them takes a copy: they may be those of a cache."""
+    size: tuple[int, int]
+    """(height, width) of the image in its file, upright, which boxes refer to."""
+    boxes_N4: NDArray[np.float32]
+    """Clipped to the image, each with an area."""
+    labels_N: NDArray[np.int64]
+    """i is the i-th category of the file, by id."""
     image_id: int
 
 
-class CocoSplit(Dataset[Sample]):
+class CocoSplit:
     """The images of one file, in its order. Crowds and boxes without an area inside the image are no targets.
 
     Boxes are held in flat arrays: worker processes would copy millions of small objects page by page.
@@ -54,6 +55,7 @@ class CocoSplit(Dataset[Sample]):
         self.folder = folder
         self.classes = len(category_ids)
         self.image_ids = [int(image["id"]) for image in images]
+        self.sizes_N2 = limits[:, [1, 0]].astype(np.int64)  # (height, width) of each image
         self._names = np.asarray([image["file_name"] for image in images], dtype=np.str_)
         self._boxes = boxes[order].astype(np.float32)
         self._labels = np.asarray([labels[a["category_id"]] for a in found], np.int64)[order]
@@ -70,12 +72,28 @@ class CocoSplit(Dataset[Sample]):
         """Paths of the images."""
         return [self.folder / name for name in self._names.tolist()]
 
-    def sample(self, index: int) -> Sample:
-        """Decode one image. Raises DeployError, naming the file, where it can no longer be read."""
-        image = decode(self.folder / str(self._names[index]))
+    def pixels(self, index: int, canvas_HWC: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Decode one image; at the top of the canvas, if one is given on which it needs no other row length, so that nobody
+        has to copy it there. Raises DeployError, naming the file, where it can no longer be read or has another size than
+        it had when it was checked: its boxes would lie elsewhere."""
+        file, size = self.folder / str(self._names[index]), tuple(self.sizes_N2[index].tolist())
+        buffer_HWC = None
+        if canvas_HWC is not None and size[0] <= canvas_HWC.shape[0] and size[1] == canvas_HWC.shape[1]:
+            buffer_HWC = canvas_HWC[: size[0]]
+        pixels_HWC = decode_pixels(file, buffer_HWC)
+        if pixels_HWC.shape[:2] != size:
+            raise DeployError(
+                f"{file}: the image has {pixels_HWC.shape[0]} x {pixels_HWC.shape[1]} (height x width) pixels, it had "
+                f"{size[0]} x {size[1]} when the dataset was checked; put it back, or run the dataset stage with --force"
+            )
+        return pixels_HWC
+
+    def sample(self, index: int, pixels_HWC: NDArray[np.uint8] | None = None) -> Sample:
+        """One image with its targets; decoded, unless its pixels are given, which may be those of the resized image."""
+        height, width = self.sizes_N2[index].tolist()
+        pixels_HWC = self.pixels(index) if pixels_HWC is None else pixels_HWC
         own = slice(self._starts[index], self._starts[index + 1])
-        boxes_N4, labels_N = torch.from_numpy(self._boxes[own].copy()), torch.from_numpy(self._labels[own].copy())
-        return Sample(image, boxes_N4, labels_N, self.image_ids[index])
+        return Sample(pixels_HWC, (height, width), self._boxes[own], self._labels[own], self.image_ids[index])
 
     def subset(self, count: int, seed: int) -> Self:
         """Return `count` of the images, drawn by `seed` alone and in the file's order.
@@ -88,7 +106,7 @@ class CocoSplit(Dataset[Sample]):
         part = type(self).__new__(type(self))
         part.folder, part.classes = self.folder, self.classes
         part.image_ids = [self.image_ids[index] for index in chosen]
-        part._names = self._names[chosen]
+        part.sizes_N2, part._names = self.sizes_N2[chosen], self._names[chosen]
         rows = [np.arange(self._starts[index], self._starts[index + 1]) for index in chosen]
         part._boxes, part._labels = self._boxes[np.concatenate(rows)], self._labels[np.concatenate(rows)]
         part._starts = np.cumsum([0] + [len(row) for row in rows], dtype=np.int64)

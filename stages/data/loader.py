@@ -4,24 +4,32 @@
 
 Step k holds the positions k * batch_size to (k + 1) * batch_size - 1 of that endless stream. Nothing is dropped: a
 batch at the end of an epoch goes on with the next one, so each image is seen once an epoch whatever the batch size.
+An image is decoded, resized and written to its place in the batch: nothing is copied but its pixels, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from deploy.image import ImageSpec
-from stages.data.augment import AugmentConfig, Placed, place
-from stages.data.coco import CocoSplit
+from stages.data.augment import AugmentConfig, Pixels, Placed, place
+from stages.data.coco import CocoSplit, Sample
+from stages.data.mixing import mixup, mosaic
+from stages.data.photometric import distort, grey_of
+
+Decode = Callable[[int, Pixels | None], Pixels]
+"""Gives an image by its index; it may use the canvas to lay it on."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Batch:
     """B images of one size, and what is on each."""
 
     images_BCHW: Tensor
-    """uint8."""
+    """uint8, in channels-last memory, as the training wants it."""
     boxes: list[Tensor]
     """Of each image (N, 4) float32 xyxy in pixels of the canvas."""
     labels: list[Tensor]
@@ -39,18 +47,79 @@ class Batch:
     image_ids: list[int]
 
 
-class _Stream(Dataset[tuple[int, Placed]]):
-    """The endless stream: item `position` is (image id, the sample on its canvas)."""
+class _Parcel(NamedTuple):
+    """A batch as a worker sends it: one tensor, in shared memory, and small arrays, which cost less as bytes."""
 
-    def __init__(self, split: CocoSplit, spec: ImageSpec, augment: AugmentConfig, seed: int) -> None:
-        self.split, self.spec, self.augment, self.seed = split, spec, augment, seed
+    images_BHWC: Tensor
+    boxes: list[NDArray[np.float32]]
+    labels: list[NDArray[np.int64]]
+    sizes: list[tuple[int, int]]
+    image_ids: list[int]
 
-    def __getitem__(self, position: int) -> tuple[int, Placed]:
+    def opened(self) -> Batch:
+        return Batch(
+            images_BCHW=self.images_BHWC.permute(0, 3, 1, 2),
+            boxes=[torch.from_numpy(boxes_N4) for boxes_N4 in self.boxes],
+            labels=[torch.from_numpy(labels_N) for labels_N in self.labels],
+            sizes_B2=torch.tensor(self.sizes),
+            image_ids=self.image_ids,
+        )
+
+
+class _Stream(Dataset[_Parcel]):
+    """The endless stream, a batch at a time: item k is the batch of step k."""
+
+    def __init__(
+        self,
+        split: CocoSplit,
+        spec: ImageSpec,
+        augment: AugmentConfig,
+        batch_size: int,
+        seed: int,
+        pixels: Decode | None = None,
+    ) -> None:
+        self.split, self.spec, self.augment, self.batch_size, self.seed = split, spec, augment, batch_size, seed
+        self.pixels = pixels or split.pixels
+        self.mean = grey_of(spec.pad_rgb)
+        off = augment.switch_off
+        self.mixed_until = float("inf") if off is None else round(off * len(split))  # a position of the stream
+
+    def __getitem__(self, step: int) -> _Parcel:
+        images_BHWC = _empty(self.batch_size, self.spec.height, self.spec.width, 3)
+        canvases = images_BHWC.numpy()
+        made = [self._at(step * self.batch_size + place, canvas) for place, canvas in enumerate(canvases)]
+        return _Parcel(
+            images_BHWC,
+            [placed.boxes_N4 for _, placed in made],
+            [placed.labels_N for _, placed in made],
+            [placed.size for _, placed in made],
+            [image_id for image_id, _ in made],
+        )
+
+    def _at(self, position: int, canvas_HWC: Pixels) -> tuple[int, Placed]:
+        """The image at this position of the stream, augmented, on its canvas; and its id."""
         epoch, within = divmod(position, len(self.split))
         index = int(_permutation(len(self.split), self.seed, epoch)[within])
-        sample = self.split.sample(index)
         rng = np.random.default_rng([self.seed, epoch, index])
-        return sample.image_id, place(sample, self.spec, self.augment, rng)
+        mixed, augment = position < self.mixed_until, self.augment
+        placed = self._placed(index, mixed, rng, canvas_HWC)
+        if mixed and augment.mixup and rng.random() < augment.mixup:
+            placed = mixup(placed, self._placed(self._any(rng), mixed, rng), rng)
+        distort(placed.content_HWC, augment.photometric, self.mean, rng)
+        return self.split.image_ids[index], placed
+
+    def _placed(self, index: int, mixed: bool, rng: np.random.Generator, canvas_HWC: Pixels | None = None) -> Placed:
+        """One image, or four in one."""
+        if mixed and self.augment.mosaic and rng.random() < self.augment.mosaic:
+            samples = [self._sample(one) for one in (index, *(self._any(rng) for _ in range(3)))]
+            return mosaic(samples, self.spec, self.augment, rng, canvas_HWC)
+        return place(self._sample(index, canvas_HWC), self.spec, self.augment, rng, canvas_HWC)
+
+    def _any(self, rng: np.random.Generator) -> int:
+        return int(rng.integers(len(self.split)))
+
+    def _sample(self, index: int, canvas_HWC: Pixels | None = None) -> Sample:
+        return self.split.sample(index, self.pixels(index, canvas_HWC))
 
 
 @lru_cache(maxsize=4)
@@ -58,15 +127,21 @@ def _permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(length)
 
 
-def _collate(samples: list[tuple[int, Placed]]) -> Batch:
-    ids, placed = [image_id for image_id, _ in samples], [sample for _, sample in samples]
-    return Batch(
-        images_BCHW=torch.stack([sample.image_CHW for sample in placed]),
-        boxes=[sample.boxes_N4 for sample in placed],
-        labels=[sample.labels_N for sample in placed],
-        sizes_B2=torch.tensor([sample.size for sample in placed]),
-        image_ids=ids,
-    )
+def _empty(*shape: int) -> Tensor:
+    """uint8 not yet written to; in a worker shared with the training, which else would be sent a copy."""
+    made = torch.empty(shape, dtype=torch.uint8)
+    if get_worker_info() is not None:
+        made.share_memory_()  # type: ignore[no-untyped-call]
+    return made
+
+
+def start_method() -> str | None:
+    """How workers begin: by fork where there is one, also from Python 3.14 on: a fork shares the cache and imports nothing."""
+    return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+
+
+def _as_it_is(parcel: _Parcel) -> _Parcel:
+    return parcel
 
 
 def training_batches(
@@ -77,20 +152,26 @@ def training_batches(
     seed: int,
     first_step: int = 0,
     workers: int = 0,
-) -> Iterator[Batch]:
+    pixels: Decode | None = None,
+    pinned: bool = False,
+) -> Generator[Batch, None, None]:
     """Yield the batches of step `first_step`, `first_step` + 1, ... without end.
 
-    A batch depends on its step, `seed` and the settings only. Takes nothing from torch's global random numbers. Raises
-    ValueError where `split` is empty.
+    A batch depends on its step, `seed` and the settings only. Takes nothing from torch's global random numbers.
+    `pixels` gives an image by its index, in place of decoding it. `pinned` images can be copied to a GPU while it computes.
+    Raises ValueError where `split` is empty.
     """
     if not len(split):
         raise ValueError("training_batches: the split has no images")
-    steps = (range(step * batch_size, (step + 1) * batch_size) for step in count(first_step))
-    loader: DataLoader[tuple[int, Placed]] = DataLoader(
-        _Stream(split, spec, augment, seed),
-        batch_sampler=steps,  # type: ignore[arg-type]  # any iterable will do, and this one has no length
+    loader: DataLoader[_Parcel] = DataLoader(
+        _Stream(split, spec, augment, batch_size, seed, pixels),
+        batch_size=None,  # an item is a batch
+        sampler=count(first_step),  # any iterable will do, and this one has no length
         num_workers=workers,
-        collate_fn=_collate,
+        multiprocessing_context=start_method() if workers else None,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # declared for lists of items
+        pin_memory=pinned,
         generator=torch.Generator(),  # else it would draw its workers' seed from the global generator
     )
-    yield from loader
+    for parcel in loader:
+        yield parcel.opened()

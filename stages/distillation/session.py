@@ -27,7 +27,7 @@ from stages.evaluation.teachers import examined
 from stages.training.clock import Clock
 from stages.training.loop import Fitted, device_of
 from stages.training.scalars import EVENTS, METRICS
-from stages.training.session import SessionConfig, train, training_split
+from stages.training.session import SAMPLES, SessionConfig, train, training_split
 
 SCRATCH = ("last.ckpt", "previous.ckpt", "teachers.json")
 """Files that only a run which goes on needs."""
@@ -101,6 +101,8 @@ def record(
         tensorboard=EVENTS if config.tensorboard else None,
         iterations=fitted.iterations,
         seconds=fitted.seconds,
+        waited=fitted.waited,
+        samples=SAMPLES if fitted.iterations else None,
         images=len(training_split(config, data)),
         seed=config.seed,
         source=source,

@@ -100,13 +100,15 @@ class Movable(Protocol):
 @dataclass
 class Fitted:
     """What a training left so far: its length, the seconds spent in steps (not in loading or validation), the sums of the
-    losses since the last line of metrics.jsonl, and the step after which AP was measured last."""
+    losses since the last line of metrics.jsonl, the step after which AP was measured last, and the seconds in which steps
+    waited for their batch."""
 
     iterations: int
     seconds: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     summed: int = 0
     evaluated: int = 0
+    waited: float = 0.0
 
     def add(self, values: dict[str, float]) -> None:
         """Count the losses of one step."""
@@ -171,7 +173,9 @@ class Trainer:
                         self._save()
                     if self.fitted.iterations >= self.iterations:
                         break
+                    begun = time.perf_counter()
                     images, targets = next(source)
+                    self.fitted.waited += time.perf_counter() - begun
                     with uninterrupted():
                         values = self._advance(images, targets, scalars)
                     advance(1, loss=sum(values.values()))
@@ -224,7 +228,10 @@ class Trainer:
         clock = Clock(iteration, self.iterations, self.per_epoch, self.milestones)
         device = self.fabric.device
         losses: dict[str, Tensor] = self.module(
-            images.to(device, memory_format=torch.channels_last), targets.to(device), clock
+            # uint8 travels, a quarter of float's bytes; the detector normalises where it computes.
+            images.to(device, memory_format=torch.channels_last, non_blocking=True),
+            targets.to(device),
+            clock,
         )
         total = torch.stack(list(losses.values())).sum()
         numbers = torch.stack([*(loss.detach().float() for loss in losses.values()), total.detach().float()])

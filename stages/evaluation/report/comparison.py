@@ -23,6 +23,7 @@ _IRRELEVANT = {
     "checkpoint_every",
     "log_every",
     "workers",
+    "cache",
     "device",
     "steps",
     "epochs",

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pydantic import ValidationError
 
@@ -24,7 +23,8 @@ def photograph(height: int, width: int) -> Image.Image:
 
 def sample(image: Image.Image, boxes: list[list[float]]) -> Sample:
     """With labels 0, 1, 2, ..."""
-    return Sample(image, torch.tensor(boxes).reshape(-1, 4), torch.arange(len(boxes)), 1)
+    boxes_N4 = np.asarray(boxes, np.float32).reshape(-1, 4)
+    return Sample(np.array(image), (image.height, image.width), boxes_N4, np.arange(len(boxes)), 1)
 
 
 def placed(given: Sample, spec: ImageSpec, seed: int = 0, **settings: object) -> Placed:
@@ -43,7 +43,7 @@ def marked(height: int, width: int, box: list[int]) -> Image.Image:
 def white(result: Placed) -> list[int]:
     """The smallest box around what is white of the content."""
     height, width = result.size
-    rows, columns = np.nonzero(result.image_CHW[0, :height, :width].numpy() > 127)
+    rows, columns = np.nonzero(result.canvas_HWC[:height, :width, 0] > 127)
     return [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
 
 
@@ -52,13 +52,13 @@ def test_without_augmentation_it_is_the_devices_input(size: tuple[int, int]) -> 
     image, spec = photograph(*size), ImageSpec(128, 96, PAD)
     result = placed(sample(image, [[1.0, 0.0, 20.0, 1.0]]), spec)
     expected, placement = spec.prepare(image)
-    difference = np.abs(result.image_CHW.permute(1, 2, 0).numpy().astype(int) - expected.astype(int))
+    difference = np.abs(result.canvas_HWC.astype(int) - expected.astype(int))
     assert difference.max() <= 1
-    assert result.image_CHW.dtype == torch.uint8
+    assert result.canvas_HWC.dtype == np.uint8
     assert result.size == placement.content
     boxes = placement.to_input(np.asarray([[1, 0, 20, 1]], np.float32))
     if len(result.boxes_N4):
-        np.testing.assert_allclose(result.boxes_N4.numpy(), boxes, atol=1e-5)
+        np.testing.assert_allclose(result.boxes_N4, boxes, atol=1e-5)
     else:  # less than a pixel is left of it
         assert (boxes[0, 2:] - boxes[0, :2]).min() < 1
 
@@ -69,7 +69,7 @@ def test_flip_turns_the_content_and_leaves_the_padding_right() -> None:
     result = placed(sample(image, [[3, 10, 13, 30]]), spec, flip=1.0)
     assert result.boxes_N4.tolist() == [white(result)] == [[27, 10, 37, 30]]
     assert result.size == (60, 40)
-    assert (result.image_CHW[:, :, 40:] == torch.tensor(PAD)[:, None, None]).all()
+    assert (result.canvas_HWC[:, 40:] == PAD).all()
 
 
 def test_flip_is_as_frequent_as_asked() -> None:
@@ -88,7 +88,7 @@ def test_shift_moves_boxes_with_pixels_and_mirrors_at_the_border() -> None:
         x1, y1, x2, y2 = white(result)
         assert (x2 - x1, y2 - y1) == (12, 14)
         seen |= {x1 - 18, 100 + y1 - 30}
-        assert (result.image_CHW[:, :, 48:] == torch.tensor(PAD)[:, None, None]).all()
+        assert (result.canvas_HWC[:, 48:] == PAD).all()
     assert {-8, 8, 92, 108} <= seen <= {*range(-8, 9), *range(92, 109)}
 
 
@@ -97,7 +97,7 @@ def test_shifted_border_is_the_mirrored_image() -> None:
     result = placed(sample(image, [[0, 0, 32, 32]]), spec, seed=1, shift=5)
     padded = np.pad(np.asarray(image), ((5, 5), (5, 5), (0, 0)), mode="reflect")
     windows = [padded[y : y + 32, x : x + 32] for y in range(11) for x in range(11)]
-    assert sum(np.array_equal(window, result.image_CHW.permute(1, 2, 0).numpy()) for window in windows) == 1
+    assert sum(np.array_equal(window, result.canvas_HWC) for window in windows) == 1
 
 
 def test_box_that_leaves_the_view_is_clipped_or_left_out() -> None:
@@ -120,7 +120,7 @@ def test_smaller_scale_leaves_more_padding() -> None:
     result = placed(sample(marked(64, 64, [16, 16, 48, 32]), [[16, 16, 48, 32]]), spec, scales=(0.5,))
     assert result.size == (32, 32)
     assert result.boxes_N4.tolist() == [white(result)] == [[8, 8, 24, 16]]
-    assert (result.image_CHW[:, 32:] == torch.tensor(PAD)[:, None, None]).all()
+    assert (result.canvas_HWC[32:] == PAD).all()
 
 
 def test_larger_scale_shows_a_window_of_the_enlarged_image() -> None:
@@ -129,9 +129,9 @@ def test_larger_scale_shows_a_window_of_the_enlarged_image() -> None:
     corners = set()
     for seed in range(40):
         result = placed(given, spec, seed, scales=(1.5,))
-        assert result.image_CHW.shape == (3, 64, 64)
+        assert result.canvas_HWC.shape == (64, 64, 3)
         assert result.size == (48, 64)  # 96 wide, of which 64 are in view; 48 high
-        np.testing.assert_allclose(result.boxes_N4.numpy(), [white(result)], atol=1)
+        np.testing.assert_allclose(result.boxes_N4, [white(result)], atol=1)
         corners.add(float(result.boxes_N4[0, 0]))
     assert len(corners) > 10
 
@@ -141,15 +141,57 @@ def test_every_scale_is_drawn() -> None:
     assert {placed(given, spec, seed, scales=(0.5, 0.75, 1.0)).size[0] for seed in range(40)} == {8, 12, 16}
 
 
+def test_jitter_draws_between_its_ends() -> None:
+    given, spec = sample(photograph(64, 64), []), ImageSpec(64, 64, PAD)
+    heights = [placed(given, spec, seed, jitter=(0.5, 0.75)).size[0] for seed in range(60)]
+    assert min(heights) in range(32, 35)
+    assert max(heights) in range(46, 49)
+    assert sum(height < 64 * (0.5 * 0.75) ** 0.5 for height in heights) in range(20, 41)  # even by the logarithm
+
+
+def test_no_jitter_draws_nothing() -> None:
+    """The stream of random numbers is what it was before the setting existed, and so are all results."""
+    given, spec = sample(photograph(40, 64), []), ImageSpec(64, 64, PAD)
+    rng = np.random.default_rng(3)
+    place(given, spec, AugmentConfig(flip=0.5, shift=4), rng)
+    other = np.random.default_rng(3)
+    other.random(), other.integers(-4, 4, 2, endpoint=True)
+    assert rng.random() == other.random()
+
+
+def test_an_image_decoded_on_its_canvas_is_as_one_that_was_not() -> None:
+    spec, image = ImageSpec(64, 64, PAD), photograph(48, 64)
+    for settings in ({}, {"flip": 1.0}, {"shift": 5}, {"jitter": (1.5, 1.5)}, {"jitter": (0.5, 0.5)}):
+        canvas_HWC = np.full((64, 64, 3), 99, np.uint8)
+        canvas_HWC[:48] = np.asarray(image)
+        there = sample(image, [[5, 5, 30, 30]])._replace(pixels_HWC=canvas_HWC[:48])
+        config = AugmentConfig.model_validate(settings)
+        on_canvas = place(there, spec, config, np.random.default_rng(0), canvas_HWC)
+        apart = placed(sample(image, [[5, 5, 30, 30]]), spec, **settings)
+        np.testing.assert_array_equal(on_canvas.canvas_HWC, apart.canvas_HWC)
+        np.testing.assert_array_equal(on_canvas.boxes_N4, apart.boxes_N4)
+
+
 def test_same_generator_same_result() -> None:
     given, spec = sample(photograph(50, 70), [[5, 5, 30, 30]]), ImageSpec(64, 64, PAD)
     settings = {"flip": 0.5, "shift": 6, "scales": (0.7, 1.0, 1.4)}
     first, again = placed(given, spec, 5, **settings), placed(given, spec, 5, **settings)
-    assert torch.equal(first.image_CHW, again.image_CHW)
-    assert torch.equal(first.boxes_N4, again.boxes_N4)
+    np.testing.assert_array_equal(first.canvas_HWC, again.canvas_HWC)
+    np.testing.assert_array_equal(first.boxes_N4, again.boxes_N4)
 
 
-@pytest.mark.parametrize("settings", [{"flip": 1.5}, {"shift": -1}, {"scales": ()}, {"scales": (0.0,)}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"flip": 1.5},
+        {"shift": -1},
+        {"scales": ()},
+        {"scales": (0.0,)},
+        {"jitter": (1.2, 0.8)},
+        {"mosaic": 2},
+        {"switch_off": 3},
+    ],
+)
 def test_impossible_settings(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         AugmentConfig.model_validate(settings)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from deploy.errors import DeployError
 from pipeline.errors import UserError
 from stages.data.coco import CocoSplit
 
@@ -45,7 +46,8 @@ def test_each_image_has_its_own_boxes(split: CocoSplit) -> None:
         assert (sample.boxes_N4.tolist(), sample.labels_N.tolist()) == expected(i)
         assert sample.boxes_N4.shape == (i % 3, 4)
         assert sample.image_id == 100 - i
-        assert sample.image.getpixel((0, 0)) == (i, 0, 0)
+        assert sample.pixels_HWC[0, 0].tolist() == [i, 0, 0]
+        assert sample.pixels_HWC.shape[:2] == sample.size == SIZE
 
 
 def test_subset_is_drawn_by_its_seed_and_keeps_what_belongs_together(split: CocoSplit) -> None:
@@ -56,7 +58,7 @@ def test_subset_is_drawn_by_its_seed_and_keeps_what_belongs_together(split: Coco
     for index, image_id in enumerate(part.image_ids):
         sample = part.sample(index)
         assert (sample.boxes_N4.tolist(), sample.labels_N.tolist()) == expected(100 - image_id)
-        assert sample.image.getpixel((0, 0)) == (100 - image_id, 0, 0)
+        assert sample.pixels_HWC[0, 0].tolist() == [100 - image_id, 0, 0]
         assert part.files[index].name == f"{100 - image_id}.png"
 
 
@@ -68,6 +70,12 @@ def test_smaller_subset_lies_in_the_larger(split: CocoSplit) -> None:
 def test_subset_of_more_than_there_are(split: CocoSplit, count: int) -> None:
     with pytest.raises(UserError, match=f"{count} asked for, .* has 9; ask for 1 to 9"):
         split.subset(count, seed=0)
+
+
+def test_an_image_that_changed_its_size_since_the_check_is_refused(split: CocoSplit) -> None:
+    Image.new("RGB", (31, 20)).save(split.files[4])
+    with pytest.raises(DeployError, match=r"4\.png: the image has 20 x 31 .* had 20 x 30 when the dataset was checked"):
+        split.sample(4)
 
 
 def test_no_annotations_at_all(tmp_path: Path) -> None:

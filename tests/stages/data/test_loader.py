@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -10,11 +11,23 @@ import torch
 from deploy.image import ImageSpec
 from stages import dataset
 from stages.data.augment import AugmentConfig
+from stages.data.cache import PixelCache
 from stages.data.coco import CocoSplit
-from stages.data.loader import Batch, training_batches
+from stages.data.loader import Batch, Decode, training_batches
 
 SPEC = ImageSpec(64, 80, (9, 9, 9))
 AUGMENT = AugmentConfig(flip=0.5, shift=4, scales=(0.8, 1.0, 1.3))
+ALL = AugmentConfig.model_validate(
+    {
+        "flip": 0.5,
+        "shift": 4,
+        "jitter": (0.7, 1.4),
+        "photometric": {"probability": 0.7},
+        "mosaic": 0.5,
+        "mixup": 0.4,
+        "switch_off": 1.5,
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +38,17 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> CocoSplit:
     return CocoSplit(data.folder("train"), data.annotations("train"))
 
 
-def steps(split: CocoSplit, count: int, first: int = 0, workers: int = 0, seed: int = 0) -> list[Batch]:
+def steps(
+    split: CocoSplit,
+    count: int,
+    first: int = 0,
+    workers: int = 0,
+    seed: int = 0,
+    augment: AugmentConfig = AUGMENT,
+    pixels: Decode | None = None,
+) -> list[Batch]:
     """Some steps of batches of 4."""
-    return list(islice(training_batches(split, SPEC, AUGMENT, 4, seed, first, workers), count))
+    return list(islice(training_batches(split, SPEC, augment, 4, seed, first, workers, pixels), count))
 
 
 def assert_equal(some: list[Batch], others: list[Batch]) -> None:
@@ -45,7 +66,7 @@ def test_batch(split: CocoSplit) -> None:
     (batch,) = steps(split, 1)
     assert batch.images_BCHW.shape == (4, 3, 64, 80)
     assert batch.images_BCHW.dtype == torch.uint8
-    assert batch.images_BCHW.is_contiguous()
+    assert batch.images_BCHW.is_contiguous(memory_format=torch.channels_last)
     assert batch.sizes_B2.shape == (4, 2)
     assert batch.sizes_B2.dtype == torch.int64
     for boxes, labels, (height, width) in zip(batch.boxes, batch.labels, batch.sizes_B2.tolist(), strict=True):
@@ -55,12 +76,46 @@ def test_batch(split: CocoSplit) -> None:
         assert (boxes <= torch.tensor([width, height, width, height])).all()
 
 
-def test_resumed_in_the_middle_of_an_epoch(split: CocoSplit) -> None:
-    assert_equal(steps(split, 9)[4:], steps(split, 5, first=4))
+@pytest.mark.parametrize("augment", [AUGMENT, ALL])
+def test_resumed_in_the_middle_of_an_epoch(split: CocoSplit, augment: AugmentConfig) -> None:
+    assert_equal(steps(split, 9, augment=augment)[4:], steps(split, 5, first=4, augment=augment))
 
 
 def test_workers_change_nothing(split: CocoSplit) -> None:
-    assert_equal(steps(split, 6), steps(split, 6, workers=2))
+    assert_equal(steps(split, 6, augment=ALL), steps(split, 6, workers=2, augment=ALL))
+
+
+def test_switched_off_at_its_epoch_and_not_before(split: CocoSplit) -> None:
+    """Position 15 of 10 images an epoch, which is within step 3 of 4 images."""
+    always = ALL.model_copy(update={"switch_off": None, "mosaic": 1.0})
+    until = ALL.model_copy(update={"mosaic": 1.0})
+    never = AugmentConfig.model_validate(ALL.model_dump() | {"mosaic": 0.0, "mixup": 0.0, "switch_off": None})
+    a, b, c = (steps(split, 6, augment=augment) for augment in (always, until, never))
+    assert_equal(a[:3], b[:3])
+    assert_equal(b[4:], c[4:])
+    same_as_on = [torch.equal(b[3].images_BCHW[i], a[3].images_BCHW[i]) for i in range(4)]
+    assert same_as_on == [True, True, True, False]
+    assert not torch.equal(b[2].images_BCHW, c[2].images_BCHW)
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+@pytest.mark.parametrize("augment", [AugmentConfig(flip=0.5, shift=4), AUGMENT, ALL])
+def test_a_cache_changes_nothing(
+    split: CocoSplit, tmp_path: Path, where: Literal["memory", "disk"], augment: AugmentConfig
+) -> None:
+    cache = PixelCache(split, where, tmp_path, SPEC if augment.one_size else None)
+    plain = steps(split, 6, augment=augment)
+    assert_equal(steps(split, 6, augment=augment, pixels=cache), plain)
+    assert_equal(steps(split, 6, augment=augment, pixels=cache), plain)
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_share_the_cache_and_decode_nothing_twice(split: CocoSplit, tmp_path: Path) -> None:
+    plain = AugmentConfig(flip=0.5)
+    cache = PixelCache(split, "memory", tmp_path, SPEC)
+    before = steps(split, 6, workers=2, augment=plain, pixels=cache)
+    cache.split = split.subset(1, seed=0)  # what is not in the cache cannot be had any more
+    assert_equal(steps(split, 6, augment=plain, pixels=cache), before)
 
 
 def test_other_seed_other_batches(split: CocoSplit) -> None:

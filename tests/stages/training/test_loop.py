@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -140,6 +141,17 @@ def test_evaluation_while_training_is_logged(tmp_path):
     Trainer(Task(), config(validate_every=5), 5, tmp_path).fit(batches, lambda kept: {"val/ap": 0.25})
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "val/ap" in row] == [5, 10, 12]
+
+
+def test_waiting_for_batches_is_counted_apart(tmp_path):
+    def slow(first):
+        for batch in batches(first):
+            time.sleep(0.02)
+            yield batch
+
+    fitted = Trainer(Task(), config(), 5, tmp_path).fit(slow)
+    assert fitted.waited >= 12 * 0.02
+    assert fitted.seconds > 0
 
 
 def test_mixed_precision_trains(tmp_path):
