@@ -12,8 +12,10 @@ from pydantic import Field
 from pipeline.config import BaseConfig, Choice
 from pipeline.log import logger
 from stages.artifacts.dataset import Dataset, Split
-from stages.data.coco_check import CheckedDataset, CocoDocument
+from stages.data.classes import Classes
+from stages.data.coco_check import CheckedDataset
 from stages.data.coco_check import check as check_coco
+from stages.data.coco_document import CocoDocument
 from stages.data.source import RawSplit, Source
 
 Pixels = Annotated[int, Field(ge=32)]
@@ -26,12 +28,15 @@ class Config(BaseConfig):
     """Where images and annotations come from: `coco` for your own files, `digits` for the built-in set."""
     size: Pixels | tuple[Pixels, Pixels] = 320
     """Canvas of the detectors in pixels: one number, or [height, width]. Images keep their ratio and are padded."""
+    classes: Classes | None = None
+    """Only these classes, in this order: `[car, person]`; `{vehicle: [car, truck]}` in the list makes one of several. Images
+    that have none of them stay, as images where nothing is to be found. All classes of the data if not given."""
 
 
 def run(config: Config, directory: Path) -> Dataset:
     """Write train.json and val.json, complete and with the same categories, and say what was found."""
     raw = config.source.cls(config.source.config).write(directory)
-    checked = check_coco(raw)
+    checked = check_coco(raw, config.classes)
     for name, document in (("train", checked.train), ("val", checked.val)):
         (directory / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
     for written in (raw.train.annotations, raw.val.annotations):

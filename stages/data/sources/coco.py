@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline.config import BaseConfig, ExternalFile, ExternalFolder
-from stages.data.coco_check import CocoDocument, parse
+from stages.data.coco_document import CocoDocument, parse
 from stages.data.source import RawDataset, RawSplit, Source
 
 

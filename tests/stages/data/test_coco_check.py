@@ -10,7 +10,8 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from stages.data.coco import CocoSplit
-from stages.data.coco_check import check, parse
+from stages.data.coco_check import check
+from stages.data.coco_document import parse
 from stages.data.source import RawDataset, RawSplit
 
 Document = dict[str, list[dict[str, object]]]
