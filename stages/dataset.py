@@ -44,7 +44,8 @@ def run(config: Config, directory: Path) -> Dataset:
             written.unlink()
     train = _split("train", checked.train, raw.train, directory)
     val = _split("val", checked.val, raw.val, directory)
-    for finding in checked.findings:
+    problems = (*raw.findings, *checked.findings)
+    for finding in problems:
         logger.warning("%s", finding)
     logger.info("%s", _table(train, val))
     red, green, blue = (round(level) for level in checked.mean_rgb)
@@ -58,7 +59,7 @@ def run(config: Config, directory: Path) -> Dataset:
         width=width,
         pad_rgb=(red, green, blue),
         fingerprint=_fingerprint(checked),
-        problems=checked.findings,
+        problems=problems,
         attribution=raw.attribution,
     )
 

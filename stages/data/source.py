@@ -25,6 +25,8 @@ class RawDataset:
     train: RawSplit
     val: RawSplit
     attribution: str = ""
+    findings: tuple[str, ...] = ()
+    """What was met on the way and how it is handled, one sentence each."""
 
 
 class Source(ABC):
