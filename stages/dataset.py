@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from stages.data.classes import Classes
 from stages.data.coco_check import CheckedDataset
 from stages.data.coco_check import check as check_coco
 from stages.data.coco_document import CocoDocument
+from stages.data.contact_sheet import contact_sheet
 from stages.data.source import RawSplit, Source
 
 Pixels = Annotated[int, Field(ge=32)]
@@ -31,6 +33,20 @@ class Config(BaseConfig):
     classes: Classes | None = None
     """Only these classes, in this order: `[car, person]`; `{vehicle: [car, truck]}` in the list makes one of several. Images
     that have none of them stay, as images where nothing is to be found. All classes of the data if not given."""
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """(height, width) of `size`."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+def show(config: Config, out: Path) -> list[str]:
+    """Draw training images with their boxes, before anything is run: what `pipeline check` shows."""
+    if config.source.cls.made:
+        return []
+    with tempfile.TemporaryDirectory() as directory:
+        raw = config.source.cls(config.source.config).write(Path(directory))
+        return contact_sheet(raw, config.canvas, config.classes, out.with_suffix(".png"))
 
 
 def run(config: Config, directory: Path) -> Dataset:
@@ -49,7 +65,7 @@ def run(config: Config, directory: Path) -> Dataset:
         logger.warning("%s", finding)
     logger.info("%s", _table(train, val))
     red, green, blue = (round(level) for level in checked.mean_rgb)
-    height, width = (config.size, config.size) if isinstance(config.size, int) else config.size
+    height, width = config.canvas
     return Dataset(
         classes=tuple(category["name"] for category in checked.train["categories"]),
         category_ids=tuple(category["id"] for category in checked.train["categories"]),

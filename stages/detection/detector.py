@@ -43,6 +43,9 @@ class Detector(nn.Module, ABC):
         """Each implementation has its own."""
 
     exportable: ClassVar[bool] = False
+    students: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Settings of sensible students, for training from random weights: `pipeline init` chooses among those of all detectors
+    by their operations."""
     classes: int  # background not counted
     strides: tuple[int, ...]  # of the levels, finest first
     channels: tuple[int, ...]  # of the levels

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import BaseConfig, ExternalFile, ExternalFolder
+from stages.data import coco_layout
 from stages.data.coco_document import parse
 from stages.data.division import DivisionConfig, check_apart, written
 from stages.data.source import RawDataset, RawSplit, Source
@@ -31,6 +34,14 @@ class Coco(Source):
         """Images and annotations to validate on; give this or `val_fraction`."""
 
     config: Config
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        return any(True for _ in coco_layout.annotation_files(folder))
+
+    @classmethod
+    def settings(cls, folder: Path, given: Mapping[str, Path | None]) -> dict[str, Any]:
+        return coco_layout.settings(folder, given)
 
     def write(self, directory: Path) -> RawDataset:
         """Return the user's files; with `val_fraction`, two JSONs written from one."""

@@ -12,14 +12,15 @@ pixels from 1, and the last pixel belongs to the box, so (xmin, xmax) = (1, 10) 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pipeline.config import ExternalFolder
 from pipeline.errors import UserError
 from stages.data.coco_document import CocoAnnotation, CocoDocument, CocoImage, sentence
+from stages.data.coco_layout import folders, split_word
 from stages.data.division import DivisionConfig, written
 from stages.data.source import RawDataset, Source
 
@@ -67,6 +68,32 @@ class Voc(Source):
         write them: (xmin, xmax) = (0, 10) is then x = 0 and width = 10."""
 
     config: Config
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        return any(_is_voc(next(place.glob("*.xml"), None)) for place in folders(folder))
+
+    @classmethod
+    def settings(cls, folder: Path, given: Mapping[str, Path | None]) -> dict[str, Any]:
+        """The image sets of every year, or folders of XML files, by their names."""
+        train, val = [], []
+        for place in folders(folder):
+            mine = {} if place.parent.name == "ImageSets" else _sets(place, folder)
+            train += mine.get("train", [])
+            val += mine.get("val", [])
+        if not train:
+            raise UserError(
+                f"init: no VOC annotations to train on below {folder}; name a folder or an image set `train`"
+            )
+        # The folder's own set by its name alone; a single one is no list.
+        made: dict[str, Any] = {"folder": str(folder), "train": train[0] if len(train) == 1 else train}
+        if val:
+            made["val"] = val[0] if len(val) == 1 else val
+        length = {} if val else {"val_fraction": 0.5}
+        found = cls(cls.Config.model_validate({**made, **length}))
+        if found._findings("train", [found._read(file, []) for file in found._files("train", found.config.train)]):
+            made["corners"] = "edges"
+        return made
 
     def write(self, directory: Path) -> RawDataset:
         """Two COCO JSONs; file names start from `folder`. Classes are in the order of the alphabet, for VOC lists none."""
@@ -166,6 +193,30 @@ class Voc(Source):
                 annotations.append(annotation)
         categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
         return {"images": images, "annotations": annotations, "categories": categories}  # type: ignore[typeddict-item]
+
+
+def _is_voc(file: Path | None) -> bool:
+    try:
+        return file is not None and ElementTree.parse(file).getroot().tag == "annotation"
+    except (ElementTree.ParseError, OSError):
+        return False
+
+
+def _sets(place: Path, folder: Path) -> dict[str, list[str]]:
+    """What of a folder is to be trained and validated on, as the settings name it."""
+    within = place.relative_to(folder)
+    sets = {file.stem for file in (place / "ImageSets" / "Main").glob("*.txt")}
+    for train, val in (("train", "val"), ("train", "valid"), ("trainval", "test"), ("train", "test")):
+        if {train, val} <= sets:
+            return {"train": [(within / train).as_posix()], "val": [(within / val).as_posix()]}
+    if one := next((name for name in ("trainval", "train", "all", "default") if name in sets), None):
+        return {"train": [(within / one).as_posix()]}
+    if any((place / "Annotations").glob("*.xml")):
+        return {"train": [(within / "*").as_posix()]}
+    if place.name != "Annotations" and _is_voc(next(place.glob("*.xml"), None)):
+        split = split_word(within)
+        return {"train" if split in ("train", "") else split: [within.as_posix()]}
+    return {}
 
 
 def _image_of(file: Path, named: str) -> Path:

@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +70,29 @@ class Yolo(Source):
         """Key of the YAML file whose images are validated on, mostly `val`; give this or `val_fraction`."""
 
     config: Config
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        return bool(_descriptions(folder))
+
+    @classmethod
+    def settings(cls, folder: Path, given: Mapping[str, Path | None]) -> dict[str, Any]:
+        """The YAML file and its splits; validation images that are the training images are none."""
+        found = _descriptions(folder)
+        if len(found) != 1:
+            names = ", ".join(str(data.file) for data in found) or "none"
+            what = f"{len(found)} YAML files with `train` and `names` in {folder} ({names})"
+            raise UserError(f"init: {what}; give the folder of one of them")
+        (data,) = found
+        made: dict[str, Any] = {
+            "folder": str(folder),
+            "data": data.file.relative_to(folder).as_posix(),
+            "train": "train",
+        }
+        for key in ("val", "valid", "test"):
+            if data.content.get(key) and images_of(data, key) != images_of(data, "train"):
+                return {**made, "val": key}
+        return made
 
     def write(self, directory: Path) -> RawDataset:
         """Two COCO JSONs; file names start from `folder`, and classes keep their order, category ids beginning at 1."""
@@ -156,6 +180,17 @@ def describe(file: Path) -> Description:
     if content.get("nc", len(listed)) != len(listed):
         raise UserError(f"{file}: nc is {content['nc']}, and there are {len(listed)} names; correct one of them")
     return Description(file, content, {number: str(name) for number, name in listed.items()})
+
+
+def _descriptions(folder: Path) -> list[Description]:
+    """The YAML files of a folder and of those in it that describe data."""
+    files = sorted(file for pattern in ("*.yaml", "*.yml", "*/*.yaml", "*/*.yml") for file in folder.glob(pattern))
+    found = []
+    for file in files:
+        with suppress(UserError):  # a YAML file of another kind
+            data = describe(file)
+            found += [data] if data.content.get("train") else []
+    return found
 
 
 def images_of(data: Description, key: str) -> list[Path]:
