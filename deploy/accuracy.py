@@ -136,8 +136,13 @@ def detect_all(
     dataset = _read(Path(annotations))
     contract = predictor.contract
     problems = []
-    if unknown := sorted(set(contract.category_ids) - {category["id"] for category in dataset["categories"]}):
+    names = {category["id"]: category["name"] for category in dataset["categories"]}
+    if unknown := sorted(set(contract.category_ids) - set(names)):
         problems.append(f"the model's category ids {unknown} are not among its categories")
+    pairs = zip(contract.category_ids, contract.classes, strict=True)
+    if others := [f"{i} is {names[i]!r}, to the model {name!r}" for i, name in pairs if names.get(i, name) != name]:
+        # So it is where classes were selected for the training: their ids are then those of the checked val.json.
+        problems.append(f"category {', '.join(others[:3])}; give annotations with the model's own categories")
     files = [(image["id"], Path(images) / image["file_name"]) for image in dataset["images"]]
     if missing := [file for _, file in files if not file.is_file()]:
         problems.append(f"{len(missing)} of {len(files)} images are missing, such as {missing[0]}")

@@ -224,17 +224,22 @@ def stages(names: tuple[str, ...], package: str) -> None:
 
 @pipeline.command()
 @click.argument("configs", nargs=-1, required=True, type=_PATH)
-@_options(_overrides, _package)
-def check(configs: tuple[Path, ...], overrides: tuple[str, ...], package: str) -> None:
-    """Check CONFIGS without running anything: every problem, one line each."""
+@_options(_overrides, _store, _package)
+def check(configs: tuple[Path, ...], overrides: tuple[str, ...], root: Path, package: str) -> None:
+    """Check CONFIGS without running anything: every problem, one line each. Of the user's own data a picture is drawn."""
     from pipeline import graph
 
     def problems(config: Path) -> list[str]:
         try:
             loaded = graph.load(config, overrides, package)
+            click.echo(f"{config}: fine, {len(loaded.nodes)} nodes")
+            for node in loaded.nodes:
+                for line in node.stage.show(node.config, root / "check" / config.stem / node.name):
+                    click.echo(f"{node.name}: {line}")
         except ConfigError as error:
             return error.problems if len(configs) == 1 else [f"{config}: {line}" for line in error.problems]
-        click.echo(f"{config}: fine, {len(loaded.nodes)} nodes")
+        except UserError as error:
+            return [f"{config}: {line}" for line in str(error).splitlines()]
         return []
 
     found = [problem for config in configs for problem in problems(config)]
@@ -276,14 +281,21 @@ def clean(configs: tuple[Path, ...], root: Path, package: str, yes: bool) -> Non
 @pipeline.command()
 @click.argument("folder", type=_PATH)
 @click.option("--out", type=_PATH, default="my_detector.yaml", show_default=True, help="The config to write.")
-@click.option("--train-images", type=_PATH, help="The folder of the training images.")
-@click.option("--train-annotations", type=_PATH, help="Their COCO JSON.")
-@click.option("--val-images", type=_PATH, help="The folder of the validation images.")
-@click.option("--val-annotations", type=_PATH, help="Their COCO JSON.")
+@click.option("--coco", "source", flag_value="coco", help="The folder holds COCO JSON files.")
+@click.option("--voc", "source", flag_value="voc", help="The folder holds Pascal VOC XML files.")
+@click.option("--yolo", "source", flag_value="yolo", help="The folder holds a data.yaml and text files.")
+@click.option(
+    "--gflops", type=click.FloatRange(min=0, min_open=True), help="The most operations of the student, in 10^9."
+)
+@click.option("--target", metavar="NAME|USER@HOST", help="A machine on which the student is measured too.")
+@click.option("--train-images", type=_PATH, help="COCO: the folder of the training images.")
+@click.option("--train-annotations", type=_PATH, help="COCO: their JSON.")
+@click.option("--val-images", type=_PATH, help="COCO: the folder of the validation images.")
+@click.option("--val-annotations", type=_PATH, help="COCO: their JSON.")
 @_package
-def init(folder: Path, out: Path, package: str, **options: Path | None) -> None:
-    """Write a commented config for your own COCO FOLDER."""
+def init(folder: Path, out: Path, package: str, **options: Any) -> None:
+    """Write a commented config for your own data in FOLDER; the format is found out where no option says it."""
     if out.exists():
         raise ConfigError([f"{out}: is there already; name another file with --out, or remove it"])
-    for line in import_module(f"{package}.data.starter").write(folder, out, **options):
+    for line in import_module(f"{package}.starting.starter").write(folder, out, **options):
         click.echo(line)

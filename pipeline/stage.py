@@ -10,7 +10,8 @@ A module may also have `check(config, wired)`, which yields problems, `identity(
 machine the result depends on, `RESUMES = True`, if a killed run is to find its partial directory as it left it,
 `SCRATCH = ("last.ckpt",)`, files that only a killed run needs and no artifact keeps, `SIDE_BY_SIDE = True`, if it may
 run beside others with a share of the cores, and `CODE = ("deploy.backends.onnxruntime",)`, modules whose code counts as
-its own though it imports them by computed names.
+its own though it imports them by computed names. `show(config, out)` lets people look at what the settings name, before
+anything is run: it writes a file `out` with a suffix of its own, and returns lines to print.
 
 A stage that another machine can do (`target:` in a config) also has
 
@@ -132,6 +133,11 @@ class Stage:
         """Return the problems that the module sees in settings and wiring together."""
         check: Callable[..., Iterable[str]] | None = getattr(self.module, "check", None)
         return list(check(config, wired)) if check else []
+
+    def show(self, config: BaseConfig, out: Path) -> list[str]:
+        """Return what there is to say of what the settings name, after drawing it to `out` and a suffix."""
+        show: Callable[..., Iterable[str]] | None = getattr(self.module, "show", None)
+        return list(show(config, out)) if show else []
 
     def identity(self, config: BaseConfig) -> dict[str, Any] | None:
         """Return what of the machine the result depends on, or None when it depends on nothing of it."""

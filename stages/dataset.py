@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,11 @@ from pydantic import Field
 from pipeline.config import BaseConfig, Choice
 from pipeline.log import logger
 from stages.artifacts.dataset import Dataset, Split
-from stages.data.coco_check import CheckedDataset, CocoDocument
+from stages.data.classes import Classes
+from stages.data.coco_check import CheckedDataset
 from stages.data.coco_check import check as check_coco
+from stages.data.coco_document import CocoDocument
+from stages.data.contact_sheet import contact_sheet
 from stages.data.source import RawSplit, Source
 
 Pixels = Annotated[int, Field(ge=32)]
@@ -26,12 +30,29 @@ class Config(BaseConfig):
     """Where images and annotations come from: `coco` for your own files, `digits` for the built-in set."""
     size: Pixels | tuple[Pixels, Pixels] = 320
     """Canvas of the detectors in pixels: one number, or [height, width]. Images keep their ratio and are padded."""
+    classes: Classes | None = None
+    """Only these classes, in this order: `[car, person]`; `{vehicle: [car, truck]}` in the list makes one of several. Images
+    that have none of them stay, as images where nothing is to be found. All classes of the data if not given."""
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """(height, width) of `size`."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+def show(config: Config, out: Path) -> list[str]:
+    """Draw training images with their boxes, before anything is run: what `pipeline check` shows."""
+    if config.source.cls.made:
+        return []
+    with tempfile.TemporaryDirectory() as directory:
+        raw = config.source.cls(config.source.config).write(Path(directory))
+        return contact_sheet(raw, config.canvas, config.classes, out.with_suffix(".png"))
 
 
 def run(config: Config, directory: Path) -> Dataset:
     """Write train.json and val.json, complete and with the same categories, and say what was found."""
     raw = config.source.cls(config.source.config).write(directory)
-    checked = check_coco(raw)
+    checked = check_coco(raw, config.classes)
     for name, document in (("train", checked.train), ("val", checked.val)):
         (directory / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
     for written in (raw.train.annotations, raw.val.annotations):
@@ -39,11 +60,12 @@ def run(config: Config, directory: Path) -> Dataset:
             written.unlink()
     train = _split("train", checked.train, raw.train, directory)
     val = _split("val", checked.val, raw.val, directory)
-    for finding in checked.findings:
+    problems = (*raw.findings, *checked.findings)
+    for finding in problems:
         logger.warning("%s", finding)
     logger.info("%s", _table(train, val))
     red, green, blue = (round(level) for level in checked.mean_rgb)
-    height, width = (config.size, config.size) if isinstance(config.size, int) else config.size
+    height, width = config.canvas
     return Dataset(
         classes=tuple(category["name"] for category in checked.train["categories"]),
         category_ids=tuple(category["id"] for category in checked.train["categories"]),
@@ -53,7 +75,7 @@ def run(config: Config, directory: Path) -> Dataset:
         width=width,
         pad_rgb=(red, green, blue),
         fingerprint=_fingerprint(checked),
-        problems=checked.findings,
+        problems=problems,
         attribution=raw.attribution,
     )
 

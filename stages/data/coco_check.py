@@ -21,61 +21,25 @@ from typing import Any
 
 import numpy as np
 from PIL import ImageStat
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
-from typing_extensions import NotRequired, TypedDict  # pydantic takes its own from here before Python 3.12
 
 from deploy.errors import DeployError
 from deploy.image import decode
 from pipeline.errors import UserError
 from pipeline.log import progress
 from stages.artifacts.dataset import SplitName
+from stages.data.classes import Classes, keep, selected
+from stages.data.coco_document import CocoDocument, parse, sentence
 from stages.data.source import RawDataset, RawSplit
 
-EXAMPLES = 3
 TOLERANCE_PX = 0.5  # by which a box may leave the image unmentioned: annotation tools round
-
-
-class CocoImage(TypedDict):
-    """One entry of `images`."""
-
-    id: int
-    file_name: str
-    width: NotRequired[int]
-    height: NotRequired[int]
-
-
-class CocoAnnotation(TypedDict):
-    """One entry of `annotations`; `bbox` is (x, y, width, height) in pixels."""
-
-    id: int
-    image_id: int
-    category_id: int
-    bbox: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
-    area: NotRequired[FiniteFloat]
-    iscrowd: NotRequired[int]
-
-
-class CocoCategory(TypedDict):
-    """One entry of `categories`."""
-
-    id: int
-    name: str
-
-
-class CocoDocument(TypedDict):
-    """The parts of a COCO instances file that detection needs; whatever else is in it is left out."""
-
-    info: NotRequired[dict[str, Any]]
-    images: list[CocoImage]
-    annotations: list[CocoAnnotation]
-    categories: list[CocoCategory]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What one image file holds: its content's sha256, its upright (height, width), the sum of its pixels' colours."""
+    """What one image file holds: sha256 of the file and of its pixels, upright (height, width), sum of its colours."""
 
     digest: str
+    pixels: str
     size: tuple[int, int]
     sum_rgb: tuple[float, float, float]
 
@@ -102,47 +66,19 @@ class _Findings:
 
     def refuse(self, where: str, what: str, items: Sequence[object], mend: str) -> None:
         if items:
-            self.refused.append(_sentence(where, what, items, mend))
+            self.refused.append(sentence(where, what, items, mend))
 
     def handle(self, where: str, what: str, items: Sequence[object], how: str) -> None:
         if items:
-            self.handled.append(_sentence(where, what, items, how))
+            self.handled.append(sentence(where, what, items, how))
 
     def raise_refused(self) -> None:
         if self.refused:
             raise UserError("\n".join(self.refused))
 
 
-def _sentence(where: str, what: str, items: Sequence[object], rest: str) -> str:
-    shown = ", ".join(str(item) for item in items[:EXAMPLES])
-    more = ", ..." if len(items) > EXAMPLES else ""
-    return f"{where}: {len(items)} {what} ({shown}{more}); {rest}"
-
-
-def parse(file: Path) -> CocoDocument:
-    """Read a COCO instances file.
-
-    Raises UserError naming every entry that is not what COCO says, the first few of each sort with their place.
-    """
-    try:
-        return TypeAdapter(CocoDocument).validate_json(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); give the path of a COCO JSON") from error
-    except ValidationError as error:
-        wrong: dict[str, list[str]] = defaultdict(list)
-        for item in error.errors(include_url=False, include_context=False):
-            first, *rest = item["loc"] or ("the file",)
-            place = str(first) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
-            wrong[item["msg"]].append(place)
-        lines = [
-            _sentence(str(file), f"x '{message}'", places, "write it as COCO instances have it")
-            for message, places in wrong.items()
-        ]
-        raise UserError("\n".join(lines)) from error
-
-
-def check(raw: RawDataset) -> CheckedDataset:
-    """Check both splits, decoding every image.
+def check(raw: RawDataset, classes: Classes | None = None) -> CheckedDataset:
+    """Check both splits, decoding every image; with `classes`, they have these alone.
 
     Raises UserError with everything that is refused, one line each.
     """
@@ -153,6 +89,8 @@ def check(raw: RawDataset) -> CheckedDataset:
     for name, document in documents.items():
         _check_references(name, document, found)
     _check_categories(documents["train"], documents["val"], found)
+    if classes and not found.refused:
+        _select(documents, classes, found)
     pictures = {name: _check_images(name, documents[name], split.images, found) for name, split in splits.items()}
     _check_shared_images(documents, pictures, found)
     found.raise_refused()
@@ -212,6 +150,26 @@ def _check_categories(train: CocoDocument, val: CocoDocument, found: _Findings) 
     found.refuse("val", "categories that train does not have", differing, "give both files the same categories")
 
 
+def _select(documents: dict[SplitName, CocoDocument], classes: Classes, found: _Findings) -> None:
+    """Keep these classes; whoever is left out is counted. A split that has no boxes any more is refused."""
+    try:
+        categories, ids = selected(documents["train"]["categories"], classes)
+    except UserError as error:
+        found.refused.append(str(error))
+        return
+    for name, document in documents.items():
+        if dropped := keep(document, ids):
+            counts = [f"{count} {old}" for old, count in dropped.most_common()]
+            found.handled.append(
+                f"{name}: {dropped.total()} boxes of classes that are not asked for ({', '.join(counts)}); left out, "
+                "their images stay"
+            )
+        document["categories"] = categories
+        if not any(not annotation.get("iscrowd") for annotation in document["annotations"]):
+            names = ", ".join(category["name"] for category in categories)
+            found.refused.append(f"{name}: no boxes of {names}; set `classes` to some that are there")
+
+
 def _check_images(name: str, document: CocoDocument, folder: Path, found: _Findings) -> dict[int, Picture]:
     """Decode every image in threads. Returns those that could be read, by image id."""
     images = document["images"]
@@ -263,7 +221,8 @@ def _look(file: Path) -> Picture | str:
     except DeployError as error:
         return str(error).removeprefix("image: ").partition(";")[0]
     red, green, blue = ImageStat.Stat(image).sum
-    return Picture(hashlib.sha256(content).hexdigest(), (image.height, image.width), (red, green, blue))
+    pixels = hashlib.sha256(f"{image.width} x {image.height} ".encode() + image.tobytes()).hexdigest()
+    return Picture(hashlib.sha256(content).hexdigest(), pixels, (image.height, image.width), (red, green, blue))
 
 
 def _size_example(file_name: str, given: tuple[int, int], real: tuple[int, int]) -> str:
@@ -274,11 +233,12 @@ def _size_example(file_name: str, given: tuple[int, int], real: tuple[int, int])
 def _check_shared_images(
     documents: dict[SplitName, CocoDocument], pictures: dict[SplitName, dict[int, Picture]], found: _Findings
 ) -> None:
+    """By their pixels: an image that was saved again, or given other metadata, is the same image."""
     names: dict[SplitName, dict[str, list[str]]] = {"train": defaultdict(list), "val": defaultdict(list)}
     for split, by_digest in names.items():
         for image in documents[split]["images"]:
             if image["id"] in pictures[split]:
-                by_digest[pictures[split][image["id"]].digest].append(image["file_name"])
+                by_digest[pictures[split][image["id"]].pixels].append(image["file_name"])
     both = [
         f"{names['train'][digest][0]} is {others[0]} of val"
         for digest, others in names["val"].items()

@@ -42,6 +42,9 @@ class Detector(nn.Module, ABC):
 
     exportable: ClassVar[bool] = False
     openmmlab: ClassVar[tuple[str, ...]] = ()  # OpenMMLab's detectors whose checkpoints it takes
+    students: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Settings of sensible students, for training from random weights: `pipeline init` chooses among those of all detectors
+    by their operations."""
     config: Any  # as it was built with
     classes: int  # background not counted
     strides: tuple[int, ...]  # of the levels, finest first

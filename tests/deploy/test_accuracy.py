@@ -158,3 +158,14 @@ def test_missing_images_and_foreign_classes_are_told_at_once(tmp_path, model, ne
         evaluate_predictor(None, tmp_path, file, "coco")  # before anything is predicted
     assert "category ids [18]" in str(caught.value)
     assert "2 of 2 images are missing" in str(caught.value)
+
+
+def test_equal_ids_of_other_classes_are_not_scored(tmp_path, model, new_annotations):
+    """As in a file from which classes were selected: its ids mean something else."""
+    categories = [{"id": 17, "name": "horse"}, {"id": 18, "name": "dog"}]
+    file = new_annotations(tmp_path / "truth.json", [(1, 17, A)], images=1, categories=categories)
+    with (
+        Predictor.open(model) as predictor,
+        pytest.raises(DeployError, match="category 17 is 'horse', to the model 'cat'"),
+    ):
+        evaluate_predictor(predictor, tmp_path, file)

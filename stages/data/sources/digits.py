@@ -60,6 +60,8 @@ class Material:
 class Digits(Source):
     """The built-in dataset."""
 
+    made = True
+
     class Config(BaseConfig):
         """How much of it, and which."""
 

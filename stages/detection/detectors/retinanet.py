@@ -39,6 +39,35 @@ class RetinaNet(DenseDetector):
         extra_relu: bool = True
         """A ReLU between P6 and P7, as torchvision has it; OpenMMLab's RetinaNet has none."""
 
+    students = tuple(
+        {
+            "backbone": backbone,
+            "backbone_norm": "batch",
+            "trainable_layers": 5,
+            "neck_channels": neck,
+            "head_convs": convs,
+            "head_kind": kind,
+            "head_norm": "group",
+            "anchor_scale": 2,
+        }
+        for backbone, neck, convs, kind in (
+            ("tiny", 24, 1, "depthwise"),  # no width whose groups are one channel: a map of one cell has no variance
+            ("tiny", 40, 1, "depthwise"),
+            ("tiny", 48, 2, "depthwise"),
+            ("tiny", 48, 2, "plain"),
+            ("mobilenet_v2", 48, 2, "depthwise"),
+            ("mobilenet_v2", 64, 3, "depthwise"),
+            ("mobilenet_v2", 96, 4, "depthwise"),
+            ("resnet18", 64, 2, "depthwise"),
+            ("resnet18", 96, 4, "depthwise"),
+            ("resnet18", 128, 4, "depthwise"),
+            ("resnet18", 128, 2, "plain"),
+            ("resnet18", 256, 4, "plain"),
+            ("resnet50", 128, 4, "depthwise"),
+            ("resnet50", 256, 4, "plain"),
+        )
+    )
+
     def __init__(self, config: RetinaNet.Config, classes: int) -> None:
         super().__init__(config.pixel_mean, config.pixel_std)
         self.config = config

@@ -10,7 +10,8 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from stages.data.coco import CocoSplit
-from stages.data.coco_check import check, parse
+from stages.data.coco_check import check
+from stages.data.coco_document import parse
 from stages.data.source import RawDataset, RawSplit
 
 Document = dict[str, list[dict[str, object]]]
@@ -124,6 +125,33 @@ def test_val_may_list_fewer_categories(drawer: Drawer) -> None:
 def test_image_in_both_splits_under_another_name(drawer: Drawer) -> None:
     (drawer.folder / "val" / "2.png").write_bytes((drawer.folder / "train" / "1.png").read_bytes())
     assert "train and val: 1 images are in both (1.png is 2.png of val)" in drawer.refusal()
+
+
+def test_image_in_both_splits_saved_again(drawer: Drawer) -> None:
+    """Other bytes, the same pixels."""
+    again = drawer.folder / "val" / "2.png"
+    Image.open(drawer.folder / "train" / "1.png").save(again, compress_level=0)
+    assert again.read_bytes() != (drawer.folder / "train" / "1.png").read_bytes()
+    assert "train and val: 1 images are in both (1.png is 2.png of val)" in drawer.refusal()
+
+
+def test_classes_that_are_left_out_are_counted_and_their_images_stay(drawer: Drawer) -> None:
+    checked = check(drawer.raw(), ("dog",))
+    assert [image["file_name"] for image in checked.train["images"]] == ["1.png", "2.png"]
+    assert [(a["image_id"], a["category_id"]) for a in checked.train["annotations"]] == [(2, 1)]
+    assert checked.train["categories"] == checked.val["categories"] == [{"id": 1, "name": "dog"}]
+    assert checked.findings[0] == (
+        "train: 1 boxes of classes that are not asked for (1 cat); left out, their images stay"
+    )
+    assert "train: 1 images without boxes (1.png); kept, as images where nothing is to be found" in checked.findings
+
+
+def test_classes_that_no_box_has(drawer: Drawer) -> None:
+    drawer.documents["val"]["annotations"].pop()
+    with pytest.raises(UserError, match=r"^val: no boxes of dog; set `classes` to some that are there$"):
+        check(drawer.raw(), ("dog",))
+    with pytest.raises(UserError, match=r"^classes: the data has no 'wolf'; there are: cat, dog$"):
+        check(drawer.raw(), ("wolf",))
 
 
 def test_image_twice_in_one_split_is_said(drawer: Drawer) -> None:

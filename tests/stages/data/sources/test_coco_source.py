@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Choice
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UserError
 from stages.data.source import Source
-from stages.data.sources.coco import divide
 
 
 def document(images: int) -> dict[str, object]:
@@ -51,10 +50,13 @@ def test_one_file_is_divided_by_images(tmp_path: Path) -> None:
         assert part["categories"] == document(0)["categories"]
 
 
-def test_division_depends_on_the_seed_alone() -> None:
-    whole = document(50)
-    chosen = [{i["id"] for i in divide(whole, 0.2, seed)[1]["images"]} for seed in (0, 0, 1)]  # type: ignore[arg-type]
-    assert chosen[0] == chosen[1] != chosen[2]
+def test_groups_of_two_files_must_be_apart(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name, images in (("a", 4), ("b", 3)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document(images)))
+    files = [{"images": str(tmp_path / "images"), "annotations": str(tmp_path / f"{name}.json")} for name in "ab"]
+    with pytest.raises(UserError, match=r"train and val: 3 groups are in both \(0: 0.png and 0.png, .*AP on frames"):
+        source({"train": files[0], "val": files[1], "group_by": r"^\d"}).write(tmp_path)
 
 
 @pytest.mark.parametrize("both", [True, False])

@@ -10,7 +10,8 @@ from PIL import Image
 from pipeline.errors import UserError
 from pipeline.graph import load
 from stages import dataset
-from stages.data.starter import canvas, write
+from stages.starting.starter import canvas, write
+from stages.starting.students import choose, students
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data, which is not here")
@@ -58,7 +59,8 @@ def test_coco_as_published(tmp_path: Path) -> None:
     annotations = root / "annotations"
     assert found(out, "train") == (root / "train2017", annotations / "instances_train2017.json")
     assert found(out, "val") == (root / "val2017", annotations / "instances_val2017.json")
-    assert lines[0].endswith(f"images in {root / 'train2017'}: 2 images, 2 boxes")
+    assert lines[0].startswith('coco: {"train": {"images": ')
+    assert lines[1] == "training: 2 images, 2 boxes"
     assert str(out) in lines[-1]
 
 
@@ -93,7 +95,7 @@ def test_one_file_is_divided(tmp_path: Path) -> None:
     lines = write(root, out)
     assert found(out, "train") == (root / "pictures", root / "labels.json")
     assert settings(out)["val_fraction"] == 0.2
-    assert "no file found for it, so 20% of the training images are set aside" in lines[1]
+    assert "nothing was found for it, so 20% of the training images are set aside" in lines[2]
 
 
 def test_what_is_given_is_not_looked_for(tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 def test_odd_paths_survive_yaml(tmp_path: Path) -> None:
     root, out = tmp_path / 'a: "b" # c', tmp_path / "my.yaml"
-    coco(root / "train.json", ["x.png"], root / "images")
+    coco(root / "train.json", ["x.png", "y.png"], root / "images")
     write(root, out)
     assert found(out, "train") == (root / "images", root / "train.json")
 
@@ -167,10 +169,108 @@ def test_canvas_holds_every_image(sizes: list[tuple[int, int]], expected: tuple[
 
 def test_config_is_a_whole_chain_without_a_problem(tmp_path: Path) -> None:
     root, out = tmp_path / "data", tmp_path / "my.yaml"
-    coco(root / "train.json", ["a.png"], root / "images")
+    coco(root / "train.json", ["a.png", "b.png"], root / "images")
     write(root, out)
     made = {node.uses for node in load(out).nodes}
     assert made == {"dataset", "train", "distill", "prune", "export", "validate", "benchmark", "report", "release"}
+
+
+def voc(root: Path, stem: str, corner: int = 1) -> None:
+    """An image with one dog, as VOC has it."""
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    box = f"<bndbox><xmin>{corner}</xmin><ymin>1</ymin><xmax>20</xmax><ymax>9</ymax></bndbox>"
+    text = f"<annotation><object><name>dog</name>{box}</object></annotation>"
+    (root / "Annotations" / f"{stem}.xml").write_text(text)
+    Image.new("RGB", (64, 48), (len(stem), ord(stem[-1]), 0)).save(root / "JPEGImages" / f"{stem}.png")
+
+
+def yolo(root: Path, *splits: str) -> None:
+    """A folder with one image of one thing in each split, as YOLO trainers have it."""
+    for split in splits:
+        for part in ("images", "labels"):
+            (root / part / split).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48), (len(split), 7, 0)).save(root / "images" / split / "a.png")
+        (root / "labels" / split / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (root / "data.yaml").write_text("".join(f"{split}: images/{split}\n" for split in splits) + "names: [thing]\n")
+
+
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        (("train", "val", "trainval"), {"train": "train", "val": "val"}),
+        (("trainval", "test"), {"train": "trainval", "val": "test"}),
+        (("default",), {"train": "default", "val_fraction": 0.2}),
+        ((), {"train": "*", "val_fraction": 0.2}),
+    ],
+)
+def test_voc_image_sets(tmp_path: Path, sets: tuple[str, ...], expected: dict[str, object]) -> None:
+    root, out = tmp_path / "VOC", tmp_path / "my.yaml"
+    for stem in ("a", "b"):
+        voc(root, stem)
+    for number, name in enumerate(sets):
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("ab"[number % 2] + "\n" if len(sets) > 1 else "a\nb\n")
+    lines = write(root, out)
+    assert settings(out) == {"name": "voc", "folder": str(root), **expected}
+    assert lines[3] == "classes: 1 (dog)"
+
+
+def test_voc_of_several_years_and_with_edges(tmp_path: Path) -> None:
+    root, out = tmp_path / "VOCdevkit", tmp_path / "my.yaml"
+    for year in ("VOC2007", "VOC2012"):
+        for stem, name in (("a", "train"), ("b", "val")):
+            voc(root / year, year[-2:] + stem, corner=0)
+            (root / year / "ImageSets" / "Main" / f"{name}.txt").write_text(f"{year[-2:]}{stem}\n")
+    write(root, out)
+    found = settings(out)
+    assert found["train"] == ["VOC2007/train", "VOC2012/train"]
+    assert found["val"] == ["VOC2007/val", "VOC2012/val"]
+    assert found["corners"] == "edges"
+
+
+def test_yolo_folders(tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "my.yaml"
+    yolo(root, "train", "val")
+    write(root, out)
+    assert settings(out) == {"name": "yolo", "folder": str(root), "data": "data.yaml", "train": "train", "val": "val"}
+
+
+def test_a_folder_of_two_formats_is_asked_about(tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "my.yaml"
+    yolo(root, "train", "val")
+    coco(root / "train.json", ["a.png", "b.png"], root / "pictures")
+    with pytest.raises(UserError, match="can be read as coco and as yolo; say which by --coco or --yolo"):
+        write(root, out)
+    write(root, out, source="yolo")
+    assert settings(out)["name"] == "yolo"
+    with pytest.raises(UserError, match="--val-images is for COCO data, and this is yolo"):
+        write(root, tmp_path / "other.yaml", source="yolo", val_images=root)
+
+
+def test_a_folder_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no data of a known layout: COCO needs"):
+        write(tmp_path, tmp_path / "my.yaml")
+
+
+def test_the_student_is_the_largest_within_the_budget(tmp_path: Path) -> None:
+    offered = students(320, 320, 3)
+    assert [student.gflops for student in offered] == sorted(student.gflops for student in offered)
+    for student in (offered[0], offered[len(offered) // 2], offered[-1]):
+        assert choose(320, 320, 3, student.gflops + 1e-6).gflops == student.gflops
+    with pytest.raises(UserError, match=r"--gflops: 0.01 asked for, the smallest student has 0\.\d\d on 320 x 320"):
+        choose(320, 320, 3, 0.01)
+
+
+def test_budget_and_target_are_in_the_config(tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "my.yaml"
+    yolo(root, "train", "val")
+    write(root, out, gflops=0.2, target="me@orin.local")
+    loaded = load(out)
+    (student,) = [node.config.detector for node in loaded.nodes if node.name == "control"]  # type: ignore[attr-defined]
+    expected = choose(64, 64, 1, 0.2).choice.config
+    assert student.config == expected
+    assert loaded.by_name["latency_orin"].target == "orin"
+    assert loaded.targets["orin"].ssh == "me@orin.local"
 
 
 @needs_shared
@@ -184,4 +284,5 @@ def test_real_folders(tmp_path: Path, name: str, divided: bool) -> None:
     assert ("val_fraction" in settings(out)) == divided
     stats = json.loads((SHARED / name / "stats.json").read_text())
     count = stats["images"] if isinstance(stats["images"], int) else stats["images"]["train"]
-    assert f": {count:,} images, " in lines[0]
+    shown = [int(line.split()[1].replace(",", "")) for line in lines[1:3]]
+    assert (sum(shown) if divided else shown[0]) == count

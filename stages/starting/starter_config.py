@@ -12,9 +12,10 @@ stages:
   data:                       # every image is opened once; every defect is refused or reported
     uses: dataset
     source:
-      name: coco
       $source
     size: [$height, $width]          # height, width in pixels: images keep their ratio and are padded; larger is slower
+    # Some of them, in another order, or several as one: [cat, {vehicle: [car, truck]}]. All of them:
+    # classes: $classes
 
   teacher:                    # large, accurate, never shipped
     uses: train
@@ -37,18 +38,10 @@ stages:
     augment: &augment {flip: 0.5, shift: 8}   # no flip where left and right differ, as in text
     validate_every: 250
 
-  control:                    # the student without help: what distillation has to beat
+  control:                    # the student ($gflops GFLOPs an image) without help: what distillation has to beat
     uses: train
     detector: &student
-      name: retinanet
-      backbone: tiny          # or mobilenet_v2, resnet18
-      backbone_norm: batch
-      trainable_layers: 5
-      neck_channels: 48
-      head_convs: 2
-      head_kind: plain        # or depthwise: about eight times fewer operations in the heads
-      head_norm: group        # needed when the heads begin with random weights on a small batch
-      anchor_scale: 2         # three sizes from 2 x stride 8 = 16 pixels up
+      $student
     steps: &steps 1000
     batch_size: 8
     # Tune this rate for the control: a control trained badly makes any gain look good.
@@ -76,4 +69,4 @@ stages:
     gates: {max_ap_drop: 0.005}
     # Also: min_teacher_ap, min_gain_over_control, gain_interval_excludes_zero.
   bundle: {uses: release, name: my_detector, licence: unknown}   # sample: true puts one of your images into it
-"""
+$target"""

@@ -1,0 +1,300 @@
+"""YOLO text files: a data.yaml, and for every image a .txt with a line for each object.
+
+    data.yaml: path, train, val (folders, list files, or several of them), names (a list, or numbers and names)
+    images/train/a.jpg -> labels/train/a.txt, or a.txt beside a.jpg where no folder of its path is called images
+    a line: class x y width height (of the box: its centre), or class x1 y1 x2 y2 x3 y3 ... (a polygon, whose box is
+    taken), all as fractions of the upright image; with kpt_shape in data.yaml, a box and keypoints, which are left out
+
+The conventions are those that Ultralytics documents (https://docs.ultralytics.com/datasets/detect/).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.config import ExternalFolder
+from pipeline.errors import UserError, did_you_mean
+from pipeline.log import logger
+from stages.data.coco_document import CocoAnnotation, CocoCategory, CocoDocument, CocoImage, sentence
+from stages.data.division import DivisionConfig, written
+from stages.data.source import RawDataset, Source
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+TOLERANCE = 0.01  # by which a fraction may leave 0 to 1: annotation tools round
+Box = tuple[float, float, float, float]
+
+
+class Line(NamedTuple):
+    """One object: the number of its class, and its box as fractions of the image."""
+
+    label: int
+    box_xywh: Box
+
+
+class Description(NamedTuple):
+    """What a data.yaml says, its paths not yet resolved."""
+
+    file: Path
+    content: Mapping[str, Any]
+    names: dict[int, str]
+
+    def boxes_first(self) -> bool:
+        """Whether lines hold keypoints after the box: then they are no polygons."""
+        return "kpt_shape" in self.content
+
+
+class Yolo(Source):
+    """Folders as YOLO trainers have them."""
+
+    class Config(DivisionConfig):
+        """Where the files are."""
+
+        folder: ExternalFolder
+        """Folder that holds everything: images, labels and the YAML file."""
+        data: str = "data.yaml"
+        """The YAML file with the splits and the class names, below `folder`."""
+        train: str = "train"
+        """Key of the YAML file whose images are trained on."""
+        val: str | None = None
+        """Key of the YAML file whose images are validated on, mostly `val`; give this or `val_fraction`."""
+
+    config: Config
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        return bool(_descriptions(folder))
+
+    @classmethod
+    def settings(cls, folder: Path, given: Mapping[str, Path | None]) -> dict[str, Any]:
+        """The YAML file and its splits; validation images that are the training images are none."""
+        found = _descriptions(folder)
+        if len(found) != 1:
+            names = ", ".join(str(data.file) for data in found) or "none"
+            what = f"{len(found)} YAML files with `train` and `names` in {folder} ({names})"
+            raise UserError(f"init: {what}; give the folder of one of them")
+        (data,) = found
+        made: dict[str, Any] = {
+            "folder": str(folder),
+            "data": data.file.relative_to(folder).as_posix(),
+            "train": "train",
+        }
+        for key in ("val", "valid", "test"):
+            if data.content.get(key) and images_of(data, key) != images_of(data, "train"):
+                return {**made, "val": key}
+        return made
+
+    def write(self, directory: Path) -> RawDataset:
+        """Two COCO JSONs; file names start from `folder`, and classes keep their order, category ids beginning at 1."""
+        root = self.config.folder.path
+        data = describe(root / self.config.data)
+        train, findings = self._document("train", self.config.train, data)
+        val = None
+        if self.config.val is not None:
+            val, more = self._document("val", self.config.val, data)
+            findings += more
+        return written(directory, root, train, val, self.config, findings)
+
+    def _document(self, split: str, key: str, data: Description) -> tuple[CocoDocument, tuple[str, ...]]:
+        """One split, and what was met in it. Raises UserError with all that cannot be used."""
+        root = self.config.folder.path
+        files = images_of(data, key)
+        outside = [str(file) for file in files if not file.is_relative_to(root)]
+        if outside:
+            mend = f"set folder to one that holds all of it: changes elsewhere would not be seen, folder is {root}"
+            raise UserError(sentence(split, "images lie outside of the folder", outside, mend))
+        met = Met()
+        images: list[CocoImage] = []
+        annotations: list[CocoAnnotation] = []
+        with ThreadPoolExecutor() as pool:
+            sizes = list(pool.map(upright_size, files))
+        for number, (file, size) in enumerate(zip(files, sizes, strict=True), 1):
+            if size is None:
+                met.unread.append(file.name)
+                continue
+            height, width = size
+            name = file.relative_to(root).as_posix()
+            images.append({"id": number, "file_name": name, "height": height, "width": width})
+            for label, (x, y, w, h) in _lines(label_file(file), data, met):
+                annotation: CocoAnnotation = {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": label + 1,
+                    "bbox": (x * width, y * height, w * width, h * height),
+                    "area": w * width * h * height,
+                    "iscrowd": 0,
+                }
+                annotations.append(annotation)
+        met.raise_wrong(split)
+        categories: list[CocoCategory] = [{"id": label + 1, "name": name} for label, name in sorted(data.names.items())]
+        return {"images": images, "annotations": annotations, "categories": categories}, met.findings(split)
+
+
+@dataclass
+class Met:
+    """What is out of the ordinary in a split."""
+
+    unread: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    bare: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+
+    def raise_wrong(self, split: str) -> None:
+        """Raise UserError where images or lines cannot be used."""
+        problems = [sentence(split, "images cannot be read", self.unread, "replace or remove the files")] * any(
+            self.unread
+        )
+        problems += [sentence(split, "lines cannot be used", self.wrong, "correct or remove them")] * any(self.wrong)
+        if problems:
+            raise UserError("\n".join(problems))
+
+    def findings(self, split: str) -> tuple[str, ...]:
+        """How the rest is handled."""
+        nothing = "taken as images where nothing is to be found"
+        found = [sentence(split, "images have no label file", self.bare, nothing)] * any(self.bare)
+        found += [sentence(split, "lines stand there twice", self.twice, "each is one object")] * any(self.twice)
+        return tuple(found)
+
+
+def describe(file: Path) -> Description:
+    """Read a data.yaml. Raises UserError where it is none."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: cannot be read ({reason}); give the YAML file with train, val and names") from error
+    names = content.get("names") if isinstance(content, dict) else None
+    listed = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(listed, dict) or not listed or not all(isinstance(number, int) for number in listed):
+        raise UserError(f"{file}: names are {names!r}; write a list of the class names, or their numbers and names")
+    if content.get("nc", len(listed)) != len(listed):
+        raise UserError(f"{file}: nc is {content['nc']}, and there are {len(listed)} names; correct one of them")
+    return Description(file, content, {number: str(name) for number, name in listed.items()})
+
+
+def _descriptions(folder: Path) -> list[Description]:
+    """The YAML files of a folder and of those in it that describe data."""
+    files = sorted(file for pattern in ("*.yaml", "*.yml", "*/*.yaml", "*/*.yml") for file in folder.glob(pattern))
+    found = []
+    for file in files:
+        with suppress(UserError):  # a YAML file of another kind
+            data = describe(file)
+            found += [data] if data.content.get("train") else []
+    return found
+
+
+def images_of(data: Description, key: str) -> list[Path]:
+    """The images of a split, sorted. Raises UserError where the YAML file does not lead to any."""
+    given = data.content.get(key)
+    if not given:
+        keys = [name for name in data.content if name not in ("names", "nc", "path")]
+        raise UserError(f"{data.file}: has no {key!r}{did_you_mean(key, keys)}")
+    files: set[Path] = set()
+    for entry in given if isinstance(given, list) else [given]:
+        places = _places(data, str(entry))
+        place = next((place for place in places if place.exists()), None)
+        if place is None:
+            tried = " nor ".join(map(str, places))
+            raise UserError(f"{data.file}: {key}: {entry!r} is neither {tried}; correct `path` or {key!r}")
+        logger.info("%s: %s", key, place)
+        found = _listed(place) if place.is_file() else _below(place)
+        files.update(Path(os.path.abspath(file)) for file in found)
+    if not files:
+        raise UserError(f"{data.file}: {key}: {given!r} holds no images; give a folder or a list file that does")
+    return sorted(files)
+
+
+def _places(data: Description, entry: str) -> list[Path]:
+    """Where an entry may lie: below `path`, which is seen from the YAML file; and as tools that export whole folders mean
+    it, below the YAML file, where they write `../train/images` of what lies beside it."""
+    beside = data.file.parent
+    named = [beside / str(data.content["path"])] if data.content.get("path") else []
+    places = [root / entry for root in [*named, beside]]
+    return places + ([beside / entry[3:]] if entry.startswith("../") else [])
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _listed(file: Path) -> Iterator[Path]:
+    """The images in a list file, a line each; relative ones start from the file's folder. What is missing is found later."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.strip():
+            yield file.parent / line.strip()
+
+
+def label_file(image: Path) -> Path:
+    """The text file of an image: in `labels` for the last `images` of its path, or else beside it."""
+    parts = list(image.parts)
+    if "images" in parts[:-1]:
+        place = len(parts) - 2 - parts[:-1][::-1].index("images")
+        parts[place] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def upright_size(file: Path) -> tuple[int, int] | None:
+    """(height, width) as the image is looked at, from the head of the file; None where there is none to read."""
+    try:
+        with Image.open(file) as image:
+            turned = image.getexif().get(0x0112) in TURNED
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+        return None
+
+
+def _lines(file: Path, data: Description, met: Met) -> Iterator[Line]:
+    """The objects of a label file, none where there is no file. What is wrong is noted by file and line."""
+    if not file.is_file():
+        met.bare.append(file.with_suffix("").name)
+        return
+    seen = set()
+    for number, text in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        words = tuple(text.split())
+        if not words:
+            continue
+        if words in seen:
+            met.twice.append(f"{file.name}:{number}")
+            continue
+        seen.add(words)
+        try:
+            yield read_line(text, data)
+        except ValueError as error:
+            met.wrong.append(f"{file.name}:{number}: {error}")
+
+
+def read_line(text: str, data: Description) -> Line:
+    """One line. Raises ValueError saying why it is none."""
+    words = text.split()
+    try:
+        values = [float(word) for word in words]
+    except ValueError:
+        raise ValueError(f"{text.strip()!r} holds what is no number") from None
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"{text.strip()!r} holds a number that is not finite")
+    label, places = values[0], values[1:]
+    if label not in data.names:
+        raise ValueError(f"class {words[0]} is not among the {len(data.names)} names")
+    if data.boxes_first():
+        places = places[:4]
+    if len(places) != 4 and (len(places) < 6 or len(places) % 2):
+        raise ValueError(f"{len(words)} numbers; a box has 5, a polygon 7 or more, an odd number")
+    if outside := [value for value in places if not -TOLERANCE <= value <= 1 + TOLERANCE]:
+        raise ValueError(f"{outside[0]:g} is not a fraction of the image, from 0 to 1")
+    if len(places) == 4:
+        x, y, width, height = places
+        if width < 0 or height < 0:
+            raise ValueError(f"a box of {width:g} x {height:g}")
+        return Line(int(label), (x - width / 2, y - height / 2, width, height))
+    xs, ys = places[0::2], places[1::2]
+    return Line(int(label), (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)))
