@@ -53,8 +53,11 @@ class Placed(NamedTuple):
 def place(sample: Sample, spec: ImageSpec, config: AugmentConfig, rng: np.random.Generator) -> Placed:
     """Put one sample on the canvas; every draw is from `rng`.
 
-    A box with a side below one pixel, or of which less than a tenth remains in view, is left out.
+    A box with a side below one pixel, or of which less than a tenth remains in view, is left out. Raises ValueError for
+    a canvas on which images do not lie top left: our detectors learn with no other.
     """
+    if spec.fit != "top_left":
+        raise ValueError(f"place: images lie top left in training, not {spec.fit}")
     # Pixels are moved by NumPy: torch would wake its threads for a copy of 50 kB, and on a busy machine wait for them.
     original = sample.image.height, sample.image.width
     scale = float(rng.choice(config.scales))

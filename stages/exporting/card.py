@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from deploy.contract import Contract
 from deploy.manifest import Model
 from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel
@@ -14,7 +15,6 @@ def card(name: str, licence: str, models: Sequence[tuple[ExportedModel, Model]],
     """The model card, as the Hugging Face hub reads it; `models` are the reference first."""
     reference, contract = models[0][0], models[0][1].contract
     shown = ", ".join(data.classes[:12]) + (", ..." if len(data.classes) > 12 else "")
-    size, pad = f"{contract.image.height}x{contract.image.width}", list(contract.image.pad_rgb)
     lines = [
         "---",
         f"license: {licence}",
@@ -40,8 +40,7 @@ def card(name: str, licence: str, models: Sequence[tuple[ExportedModel, Model]],
         "deploy verify .",
         "```",
         "",
-        f"Images: RGB uint8, resized with antialias to fit {size} (height x width), placed top left, the rest filled with "
-        f"{pad}. The graph normalises and decodes; NMS at IoU {contract.nms_iou} is done by the {contract.nms}.",
+        f"Images: RGB uint8, {contract.image.sentence}. The graph normalises and decodes; {suppression(contract)}.",
         f"Deployment threshold {contract.score_threshold}; AP was measured from {contract.evaluation_score_threshold}.",
         "",
         "## Data",
@@ -50,6 +49,13 @@ def card(name: str, licence: str, models: Sequence[tuple[ExportedModel, Model]],
         "",
     ]
     return "\n".join(lines)
+
+
+def suppression(contract: Contract) -> str:
+    """Who does NMS, in words."""
+    if contract.nms == "none":
+        return "nobody does NMS, the model needs none"
+    return f"NMS at IoU {contract.nms_iou} is done by the {contract.nms}"
 
 
 def measured_lines(one: ExportedModel, model: Model) -> list[str]:
