@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import onnx
+
 from pipeline.stage import NodeView
+from stages.exporting.foreign import precision_of
 
 
 @dataclass(frozen=True)
@@ -18,10 +22,13 @@ class PlannedFile:
 
 
 def planned_file(node: NodeView) -> PlannedFile | None:
-    """What `export` or `quantize` will write; None of other stages."""
+    """What `export`, `external` or `quantize` will write; None of other stages."""
     settings: Any = node.config
     if node.uses == "export":
         return PlannedFile(settings.precision, settings.nms)
+    if node.uses == "external":
+        given: Path = settings.model.path
+        return PlannedFile(precision_of(onnx.load(given, load_external_data=False)), settings.nms)
     if node.uses == "quantize":
         source = next((planned_file(behind) for behind in node.feeding("model")), None)
         return replace(source, precision="int8", int8_for=settings.runtime) if source else None
