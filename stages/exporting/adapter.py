@@ -39,7 +39,11 @@ class InputConfig(BaseConfig):
     """Pixels from 0 to 255 are divided by it first: 255 for a model that takes 0 to 1, 1 for one that takes 0 to 255."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Subtracted after that, in the model's order of channels."""
-    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 1.0, 1.0)
+    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
+        1.0,
+        1.0,
+        1.0,
+    )
     """Divided by after that, in the model's order of channels."""
     pad: tuple[Level, Level, Level] = (114, 114, 114)
     """Red, green and blue of what an image leaves of the canvas."""
@@ -75,7 +79,9 @@ class Adapter:
         boxes_BN4, scores_BNK, objectness_BN1 = self.layout.decode(outputs)
         scores_BNK = activated(scores_BNK, self.activation)
         if objectness_BN1 is not None:
-            scores_BNK = scores_BNK * activated(objectness_BN1, "none" if self.activation == "softmax" else self.activation)
+            scores_BNK = scores_BNK * activated(
+                objectness_BN1, "none" if self.activation == "softmax" else self.activation
+            )
         if self.per_box == "best":
             scores_BNK = np.where(scores_BNK == scores_BNK.max(-1, keepdims=True), scores_BNK, 0)
         flat = scores_BNK[..., list(self.selected)].reshape(len(scores_BNK), -1)
@@ -111,7 +117,11 @@ class Adapter:
 
     def _before(self, foreign: Foreign, batch: str) -> onnx.ModelProto:
         given, (height, width) = self.input, (foreign.canvas.height, foreign.canvas.width)
-        lines, constants, last = ["pixels = Cast<to = 1>(images)"], {}, "pixels"  # first: TensorRT-RTX cannot turn uint8
+        lines, constants, last = (
+            ["pixels = Cast<to = 1>(images)"],
+            {},
+            "pixels",
+        )  # first: TensorRT-RTX cannot turn uint8
         if given.colours == "bgr":
             constants["turned_round"] = np.asarray([2, 1, 0], np.int64)
             lines.append(f"bgr = Gather<axis = 3>({last}, turned_round)")

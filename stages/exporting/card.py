@@ -27,6 +27,7 @@ def card(name: str, licence: str, models: Sequence[tuple[ExportedModel, Model]],
         f"{reference.parameters:,} parameters, {reference.flops / 1e9:.2f} GFLOPs an image.",
         "",
     ]
+    lines += elsewhere(reference)
     for one, model in models:
         lines += ["## Measured on this very file" if len(models) == 1 else f"## Measured on {model.file}", ""]
         lines += [*measured_lines(one, model), ""]
@@ -49,6 +50,18 @@ def card(name: str, licence: str, models: Sequence[tuple[ExportedModel, Model]],
         "",
     ]
     return "\n".join(lines)
+
+
+def elsewhere(model: ExportedModel) -> list[str]:
+    """Where a model comes from that was not trained here; nothing of ours."""
+    source = model.foreign
+    if source is None:
+        return []
+    licence = f"its metadata names the licence {source.licence}" if source.licence else "it names no licence"
+    lines = [f"Adapted from {source.file} (sha256 {source.sha256[:12]}), which was not trained here; {licence}."]
+    if source.unknown_classes:
+        lines.append(f"It does not know, and never finds: {', '.join(source.unknown_classes)}.")
+    return [*lines, ""]
 
 
 def suppression(contract: Contract) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper, shape_inference, version_converter
+from onnx import TensorProto, inliner, numpy_helper, shape_inference, version_converter
 
 from pipeline.errors import UserError
 from stages.exporting.layout import Canvas, Output
@@ -26,7 +26,7 @@ TYPES = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "float16", TensorProto
          TensorProto.INT64: "int64"}  # fmt: skip
 _INPUTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8)
 _INT8 = {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "DynamicQuantizeLinear"}
-_SAME = 1e-4  # of a value, relative to the largest of its tensor: what another order of sums may change
+_SAME = 1e-4  # of a value above 1, and absolutely below: what another order of sums may change
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,17 +114,26 @@ def read(file: Path, layout: str, size: tuple[int, int] | None) -> Foreign:
     return Foreign(file, model, given.name, kind, Canvas(height, width), outputs_of(model, file))
 
 
-def cleaned(file: Path) -> onnx.ModelProto:
-    """The graph with our version of ONNX's operators, stored tensors that are no inputs, and nodes that have names."""
+def loaded(file: Path) -> onnx.ModelProto:
+    """The file as it is. Raises UserError where it is not valid."""
     try:
         model = onnx.load(file)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf's, the checker's: nothing in common
         raise UserError(f"external: {file.name} is not a valid ONNX file ({_short(error)})") from error
+    return model
+
+
+def cleaned(file: Path) -> onnx.ModelProto:
+    """The graph with our version of ONNX's operators, stored tensors that are no inputs, and nodes that have names.
+
+    Raises UserError where it is not valid or cannot be brought to that version.
+    """
+    model = loaded(file)
     model.ir_version = max(IR_VERSION, model.ir_version)
     (opset,) = (one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        model = inliner.inline_local_functions(model)
     _without_stored_inputs(model)
     if opset < OPSET:
         try:
@@ -164,7 +173,13 @@ def outputs_of(model: onnx.ModelProto, file: Path) -> tuple[Output, ...]:
     for value in shape_inference.infer_shapes(one, data_prop=True).graph.output:
         tensor = value.type.tensor_type
         sizes = [dim.dim_value for dim in tensor.shape.dim]
-        if not tensor.HasField("shape") or not all(sizes) or len(sizes) < 2 or sizes[0] != 1 or tensor.elem_type not in TYPES:
+        if (
+            not tensor.HasField("shape")
+            or not all(sizes)
+            or len(sizes) < 2
+            or sizes[0] != 1
+            or tensor.elem_type not in TYPES
+        ):
             shown = [dim.dim_param or dim.dim_value or "?" for dim in tensor.shape.dim]
             raise UserError(
                 f"external: output {value.name} of {file.name} is {shown or 'of unknown shape'} for one image; tensors with a "
@@ -180,7 +195,7 @@ def for_any_batch(foreign: Foreign, images: NDArray[np.float32]) -> Foreign:
     It is for any batch if `images`, two or more that differ as the graph takes them, give together what each gives alone.
     Int8 that is scaled by the values it meets does not: there the neighbours in a batch change an image's detections.
     """
-    opened = _opened(foreign.model)
+    opened = _opened(foreign)
     alone = [foreign.run(foreign.session(), image[None]) for image in images]
     try:
         together = foreign.run(foreign.session(opened), images)
@@ -190,22 +205,31 @@ def for_any_batch(foreign: Foreign, images: NDArray[np.float32]) -> Foreign:
     same = len(together) == len(expected) and all(map(_agree, together, expected))
     if same:
         return replace(foreign, model=opened)
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(foreign.model)
-    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    return replace(foreign, model=fixed, one_by_one=True)
+    return replace(foreign, model=_shaped(foreign, 1), one_by_one=True)
 
 
 def _agree(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
-    return a.shape == b.shape and bool((np.abs(a - b) <= _SAME * max(1.0, float(np.abs(b).max(initial=0)))).all())
+    # Each number by itself: boxes in pixels beside them would hide what changed in the scores.
+    return a.shape == b.shape and bool((np.abs(a - b) <= _SAME * np.maximum(1, np.abs(b))).all())
 
 
-def _opened(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with a batch of any size, and with 0 (as it comes) for the 1 with which shapes of reshapings begin."""
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
-    for value in [*opened.graph.input, *opened.graph.output]:
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+def _shaped(foreign: Foreign, batch: int | str) -> onnx.ModelProto:
+    """The graph whose input and outputs say this batch."""
+    shaped = onnx.ModelProto()
+    shaped.CopyFrom(foreign.model)
+    first = shaped.graph.input[0].type.tensor_type.shape.dim[0]
+    if isinstance(batch, str):
+        first.dim_param = batch
+    else:
+        first.dim_value = batch
+    for value, kind, known in zip(shaped.graph.output, foreign.types(foreign.outputs), foreign.outputs, strict=True):
+        value.CopyFrom(onnx.helper.make_tensor_value_info(known.name, kind, [batch, *known.shape]))
+    return shaped
+
+
+def _opened(foreign: Foreign) -> onnx.ModelProto:
+    """The graph for a batch of any size, with 0 (as it comes) for the 1 with which shapes of reshapings begin."""
+    opened = _shaped(foreign, "batch")
     stored = {one.name: one for one in opened.graph.initializer}
     for node in opened.graph.node:
         shape = stored.get(node.input[1]) if node.op_type == "Reshape" else None

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import onnx
-
+from pipeline.errors import UserError
 from pipeline.stage import NodeView
-from stages.exporting.foreign import precision_of
+from stages.exporting.foreign import loaded, precision_of
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,10 @@ def planned_file(node: NodeView) -> PlannedFile | None:
     if node.uses == "export":
         return PlannedFile(settings.precision, settings.nms)
     if node.uses == "external":
-        given: Path = settings.model.path
-        return PlannedFile(precision_of(onnx.load(given, load_external_data=False)), settings.nms)
+        try:
+            return PlannedFile(precision_of(loaded(settings.model.path)), settings.nms)
+        except UserError:  # said by its own check
+            return None
     if node.uses == "quantize":
         source = next((planned_file(behind) for behind in node.feeding("model")), None)
         return replace(source, precision="int8", int8_for=settings.runtime) if source else None

@@ -1,6 +1,6 @@
 """An independent decode of real foreign files, in numpy, written from the table beside the weights and nothing of ours.
 
-    python tests/stages/external_reference.py NAME WEIGHTS DATA OUT.json [IMAGES]    detects, and prints the 12 statistics
+python tests/stages/external_reference.py NAME WEIGHTS DATA OUT.json [IMAGES]    detects, and prints the 12 statistics
 """
 
 import json

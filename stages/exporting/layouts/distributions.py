@@ -35,7 +35,9 @@ class Distributions(Layout):
         self.bins = columns // 4
         fitting = [(n, k) for k in (classes, 4 * self.bins) for n in self.counts]
         if shapes != fitting or self.bins < 2:
-            raise self.refuse(f"{self.levels} tensors of scores and {self.levels} of 4 distributions, of {self.counts} rows")
+            raise self.refuse(
+                f"{self.levels} tensors of scores and {self.levels} of 4 distributions, of {self.counts} rows"
+            )
 
     @property
     def boxes(self) -> int:
