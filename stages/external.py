@@ -40,7 +40,7 @@ class Config(BaseConfig):
     """The ONNX file."""
     classes: Literal["coco80"] | tuple[str, ...]
     """Names of the model's classes in its order, or coco80: the 80 of COCO, as YOLO's kind has them."""
-    rename: dict[str, str] = {}
+    rename: dict[str, str] = Field(default_factory=dict)
     """Name of a class in the dataset to its name in `classes`, where they differ."""
     unknown: Literal["refuse", "ignore"] = "refuse"
     """A class of the dataset that the model does not know ends the stage, or is never found and counts in AP as such."""

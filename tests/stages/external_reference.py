@@ -19,14 +19,15 @@ SYNONYMS = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
-COCO = (
+NAMES = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,"
     "bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,"
     "sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,"
     "bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,"
     "toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,"
     "teddy bear,hair drier,toothbrush"
-).split(",")
+)
+COCO = NAMES.split(",")
 THRESHOLD = 0.01
 NMS = {"yolo26n_int8": None, "yolov8n_int8": 0.7, "picodet_s_416": 0.6, "yolox_nano": 0.65}
 
@@ -128,7 +129,10 @@ def results(name, weights, data, count=None, best=False):
     """COCO results of the first `count` validation images, and their annotations as COCO's own object."""
     document = json.loads((Path(data) / "annotations" / "instances_val.json").read_text())
     categories = sorted(document["categories"], key=lambda one: one["id"])
-    session = onnxruntime.InferenceSession(str(Path(weights) / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # one of the files lists its stored tensors as inputs
+    file = Path(weights) / f"{name}.onnx"
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     (given,) = (one.name for one in session.get_inputs() if "image" in one.name)
     rows = []
     for record in document["images"][:count]:

@@ -13,7 +13,7 @@ from deploy.image import ImageSpec, decode
 from deploy.postprocess import detect
 from deploy.predictor import Predictor
 from pipeline import graph, lookup
-from pipeline.errors import UserError
+from pipeline.errors import UserError, VerdictError
 from stages import benchmark, external, quantize, release, validate
 from stages.data.coco import CocoSplit
 from stages.exporting.foreign import cleaned
@@ -153,6 +153,11 @@ def columns(make, tmp_path_factory, digits):
     folder = tmp_path_factory.mktemp("columns")
     file = write_foreign(folder / "columns.onnx", column_table(), LAYOUTS["columns"][2])
     return make(folder, "adapted", external, settings(file, digits, "columns"), data=digits)
+
+
+def ours():
+    """The text of one of the layouts."""
+    return Path(lookup.module("stages.exporting.layouts", "columns").__file__).read_text()
 
 
 def first_image(digits):
@@ -296,19 +301,17 @@ def test_it_is_told_before_anything_runs(digits, foreign, tmp_path):
 
 def test_what_a_user_writes_is_a_layout(make, tmp_path, digits, foreign):
     """By its path, and no less than ours."""
-    source = (lookup.module("stages.exporting.layouts", "columns").__file__, tmp_path / "mine.py")
-    source[1].write_text(open(source[0]).read())
-    config = settings(foreign("columns"), digits, "columns", layout={"name": str(source[1])})
+    (tmp_path / "mine.py").write_text(ours())
+    config = settings(foreign("columns"), digits, "columns", layout={"name": str(tmp_path / "mine.py")})
     assert make(tmp_path, "adapted", external, config, data=digits).parity.passed
 
 
 def test_a_layout_whose_two_halves_differ_fails(make, tmp_path, digits, foreign):
-    text = open(lookup.module("stages.exporting.layouts", "columns").__file__).read()
     (tmp_path / "mine.py").write_text(
-        text.replace("return Decoded(boxes_BN4, rows", "return Decoded(boxes_BN4 + 2, rows")
+        ours().replace("return Decoded(boxes_BN4, rows", "return Decoded(boxes_BN4 + 2, rows")
     )
     config = settings(foreign("columns"), digits, "columns", layout={"name": str(tmp_path / "mine.py")})
-    with pytest.raises(Exception, match="does not detect what columns.onnx does: differs"):
+    with pytest.raises(VerdictError, match=r"does not detect what columns\.onnx does: differs"):
         make(tmp_path, "adapted", external, config, data=digits)
 
 

@@ -10,7 +10,7 @@ from deploy.contract import Contract
 from deploy.image import ImageSpec
 from pipeline.errors import UserError, VerdictError
 from stages import pseudo_label
-from stages.artifacts.exported_model import ExportedModel
+from stages.artifacts.exported_model import ExportedModel, ParityRecord
 from stages.data.coco import CocoSplit
 
 # In pixels of the canvas of 64, and of images of 128: class 3 and class 5.
@@ -31,13 +31,22 @@ def model(tmp_path, digits):
     spec = ImageSpec(64, 64, (0, 0, 0))
     contract = Contract(spec, digits.classes, digits.category_ids, 2, one_by_one=True)
     contract.write_to_onnx(file)
+    told = {"reference": "", "images": 1, "matched": 1, "unmatched": 0, "max_box_px": 0, "max_score": 0}
+    parity = ParityRecord(**told, label_mismatches=0, passed=True, sentence="")
     made = ExportedModel(
-        file=file.name, sha256="", bytes=1, classes=digits.classes, parameters=1, flops=1, opset=18, initialisers=1,
-        contract=json.loads(contract.to_json()), constants=1, source="", parity=dict(
-            reference="", images=1, matched=1, unmatched=0, max_box_px=0, max_score=0, label_mismatches=0, passed=True,
-            sentence="",
-        ),
-    )  # fmt: skip
+        file=file.name,
+        sha256="",
+        bytes=1,
+        classes=digits.classes,
+        parameters=1,
+        flops=1,
+        opset=18,
+        contract=json.loads(contract.to_json()),
+        parity=parity,
+        initialisers=1,
+        constants=1,
+        source="",
+    )
     return made.placed(tmp_path, name="big", key="big-key")
 
 

@@ -6,8 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stages.exporting.layout import BoxFormat, Canvas, Decoded, Floats, Layout, LayoutConfig, Nodes, Output
-from stages.exporting.layout import corner_nodes, corners
+from stages.exporting.layout import (
+    BoxFormat,
+    Canvas,
+    Decoded,
+    Floats,
+    Layout,
+    LayoutConfig,
+    Nodes,
+    Output,
+    corner_nodes,
+    corners,
+)
 
 
 class Rows(Layout):
