@@ -67,7 +67,8 @@ class Adapter:
 
     def feed(self, images_BHWC: NDArray[np.uint8]) -> Floats:
         """Images as the foreign graph wants them, in numpy; the graph's own type is the caller's."""
-        given, images = self.input, images_BHWC.astype(np.float32)
+        given = self.input
+        images: NDArray[Any] = images_BHWC.astype(np.float32)
         if given.colours == "bgr":
             images = images[..., ::-1]
         images = images / np.float32(given.divide_by)

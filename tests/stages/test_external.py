@@ -122,12 +122,13 @@ def write_foreign(path, tables, scores, batch=1, opset=11, extra="steady = Ident
     return path
 
 
-def settings(file, digits, layout, **changes):
+def settings(file, digits, of, **changes):
+    """Those of a layout by its name `of`, but for some."""
     return {
         "model": str(file),
         "classes": list(digits.classes),
         "input": INPUT,
-        "layout": {"name": layout, **LAYOUTS[layout][0]},
+        "layout": {"name": of, **LAYOUTS[of][0]},
         "activation": "none",
         "nms": "host",
         "parity_images": 4,

@@ -6,8 +6,10 @@ Generalized Focal Loss, arXiv 2006.04388; PicoDet, arXiv 2111.00902, and NanoDet
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from stages.exporting.layout import Canvas, Decoded, Floats, Layout, LayoutConfig, Nodes, Output, cells
@@ -60,7 +62,7 @@ class Distributions(Layout):
             "high = Add(point, behind)",
             "decoded_boxes = Concat<axis = -1>(low, high)",
         )
-        constants = {
+        constants: dict[str, NDArray[Any]] = {
             "sides_and_bins": np.asarray([0, self.boxes, 4, self.bins], np.int64),
             "bin": np.arange(self.bins, dtype=np.float32)[:, None],
             "last": np.asarray([-1], np.int64),

@@ -6,8 +6,10 @@ YOLOX, arXiv 2107.08430: centre = (offset + cell) * stride, size = exp(logarithm
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from stages.exporting.layout import Canvas, Decoded, Floats, Layout, LayoutConfig, Nodes, Output, cells
@@ -52,7 +54,7 @@ class Grid(Layout):
             "high = Add(centre, half)",
             "decoded_boxes = Concat<axis = -1>(low, high)",
         )
-        constants = {
+        constants: dict[str, NDArray[Any]] = {
             "parts": np.asarray([2, 2, 1, self.classes], np.int64),
             "cell": np.concatenate(levels).astype(np.float32),
             "stride": strides.astype(np.float32),

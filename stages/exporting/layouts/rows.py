@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stages.exporting.layout import (
     BoxFormat,
@@ -52,7 +54,7 @@ class Rows(Layout):
             "of_class = Equal(nearest, every_class)",
             "class_scores = Where(of_class, score, nothing)",
         )
-        constants = {
+        constants: dict[str, NDArray[Any]] = {
             "parts": np.asarray([4, 1, 1], np.int64),
             "every_class": np.arange(self.classes, dtype=np.float32),
             "nothing": np.asarray(0, np.float32),
