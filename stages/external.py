@@ -16,15 +16,15 @@ from deploy.contract import Contract
 from deploy.image import ImageSpec, decode
 from deploy.parity import Tolerance
 from pipeline.config import BaseConfig, Choice, ExternalFile
-from pipeline.errors import UserError, VerdictError, did_you_mean
+from pipeline.errors import UserError, VerdictError
 from pipeline.log import logger
 from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel, ForeignFile, ParityRecord
 from stages.data.coco import CocoSplit
-from stages.detection.torchvision_weights import COCO_NAMES
 from stages.exporting.adapter import Activation, Adapter, InputConfig
 from stages.exporting.agreement import BATCH, Reference
 from stages.exporting.as_given import AsGiven, implausible
+from stages.exporting.class_names import COCO80, matched
 from stages.exporting.foreign import Foreign, for_any_batch, precision_of, read
 from stages.exporting.graph_flops import graph_flops
 from stages.exporting.layout import Layout
@@ -32,7 +32,6 @@ from stages.exporting.nms import with_nms_inside
 from stages.exporting.tracing import carried
 
 CODE = ("deploy.backends.onnxruntime",)  # reached by name at run time
-COCO80 = tuple(name for name in COCO_NAMES if name not in ("__background__", "N/A"))
 
 
 class Config(BaseConfig):
@@ -75,11 +74,11 @@ class Config(BaseConfig):
 def run(config: Config, directory: Path, *, data: Dataset) -> ExportedModel:
     """The file with our nodes at both ends and our contract inside; parity with the file as it was given decides."""
     foreign, layout = described(config)
-    selected, labels, unknown = chosen_classes(config, data)
-    if unknown:
-        logger.warning("%s does not know %s: never found", config.model.path.name, ", ".join(unknown))
-    count = min(config.candidates, layout.boxes * len(selected))
-    adapter = Adapter(config.input, layout, config.activation, config.per_box, selected, labels, count)
+    match = matched(names_of(config), data.classes, config.rename, config.unknown == "ignore")
+    if match.unknown:
+        logger.warning("%s does not know %s: never found", config.model.path.name, ", ".join(match.unknown))
+    count = min(config.candidates, layout.boxes * len(match.selected))
+    adapter = Adapter(config.input, layout, config.activation, config.per_box, match.selected, match.labels, count)
     images = CocoSplit(data.folder("val"), data.annotations("val")).files[: config.parity_images]
     spec = ImageSpec(foreign.canvas.height, foreign.canvas.width, config.input.pad, config.input.fit)
     fed = np.stack([spec.prepare(decode(image))[0] for image in images])
@@ -91,7 +90,7 @@ def run(config: Config, directory: Path, *, data: Dataset) -> ExportedModel:
         file=config.model.path.name,
         sha256=hashlib.sha256(config.model.path.read_bytes()).hexdigest(),
         licence=foreign.metadata.get("license", ""),
-        unknown_classes=unknown,
+        unknown_classes=match.unknown,
     )
     contract = contract_of(config, data, spec, count, foreign.one_by_one, source)
     file = directory / "model.onnx"
@@ -139,25 +138,6 @@ def described(config: Config) -> tuple[Foreign, Layout]:
 def names_of(config: Config) -> tuple[str, ...]:
     """The model's classes."""
     return COCO80 if config.classes == "coco80" else config.classes
-
-
-def chosen_classes(config: Config, data: Dataset) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...]]:
-    """The model's classes that are the dataset's, their labels there, and the dataset's classes that it does not know.
-
-    Raises UserError where some are unknown and that was not allowed, or all are.
-    """
-    names = names_of(config)
-    if strangers := sorted(set(config.rename) - set(data.classes)):
-        raise UserError(f"external: rename speaks of {', '.join(strangers)}{did_you_mean(strangers[0], data.classes)}")
-    place = {own: config.rename.get(own, own) for own in data.classes}
-    unknown = tuple(own for own, name in place.items() if name not in names)
-    if len(unknown) == len(place) or (unknown and config.unknown == "refuse"):
-        raise UserError(
-            f"external: the model knows no {', '.join(unknown)}; say what it calls them (rename: {{{unknown[0]}: ...}}), or "
-            f"set unknown: ignore{did_you_mean(place[unknown[0]], names) if len(names) <= len(COCO80) else ''}"
-        )
-    known = [(names.index(name), label) for label, name in enumerate(place.values()) if name in names]
-    return tuple(index for index, _ in known), tuple(label for _, label in known), unknown
 
 
 def contract_of(

@@ -22,8 +22,13 @@ from stages.exporting.onnx_file import OPSET, says_nothing
 
 PREFIX = "foreign/"
 IR_VERSION = 10
-TYPES: dict[int, str] = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8", TensorProto.INT32: "int32",
-         TensorProto.INT64: "int64"}  # fmt: skip
+TYPES: dict[int, str] = {
+    TensorProto.FLOAT: "float",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.UINT8: "uint8",
+    TensorProto.INT32: "int32",
+    TensorProto.INT64: "int64",
+}
 _INPUTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8)
 _INT8 = {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "DynamicQuantizeLinear"}
 _SAME = 1e-4  # of a value above 1, and absolutely below: what another order of sums may change

@@ -22,8 +22,8 @@ def graph_flops(model: onnx.ModelProto) -> int:
     for value in one.graph.output:
         value.type.tensor_type.ClearField("shape")
     typed = onnx.shape_inference.infer_shapes(one, data_prop=True).graph
-    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-              for value in [*typed.value_info, *typed.input, *typed.output]}  # fmt: skip
+    values = [*typed.value_info, *typed.input, *typed.output]
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
     shapes |= {tensor.name: list(tensor.dims) for tensor in one.graph.initializer}
     total = 0
     for node in one.graph.node:
