@@ -38,6 +38,7 @@ class Contract:
     max_detections: int = 100
     nms: str = "host"
     class_agnostic_nms: bool = False
+    one_by_one: bool = False  # the graph takes a batch of one and no other, as some files from elsewhere do
     input_name: str = "images"
     output_names: tuple[str, str, str] = ("boxes", "scores", "labels")
     producer: dict[str, Any] = field(default_factory=dict)  # name, version, detector, ...
@@ -71,8 +72,13 @@ class Contract:
             raise DeployError("contract: " + "; ".join(problems))
 
     def to_json(self) -> str:
-        """The contract as JSON with sorted keys: equal contracts give equal text."""
-        return json.dumps(asdict(self) | {"image": self.image.to_dict()}, sort_keys=True)
+        """The contract as JSON with sorted keys: equal contracts give equal text.
+
+        What came later than the schema is written only where it says something, so that older readers refuse exactly the
+        files that they cannot handle.
+        """
+        values = asdict(self) | {"image": self.image.to_dict()}
+        return json.dumps({name: one for name, one in values.items() if one or name not in _LATER}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Contract:
@@ -85,7 +91,7 @@ class Contract:
             raise DeployError(f"contract: an object is wanted, given {type(values).__name__}")
         names = {one.name for one in fields(cls)}
         problems = [f"unknown field {name!r}" for name in sorted(set(values) - names)]
-        problems += [f"missing field {name!r}" for name in sorted(names - set(values))]
+        problems += [f"missing field {name!r}" for name in sorted(names - set(values) - _LATER)]
         problems += [
             f"{name} must be {' or '.join(kind.__name__ for kind in kinds)}, not {values[name]!r}"
             for name, kinds in _KINDS.items()
@@ -118,6 +124,7 @@ class Contract:
         return cls.from_json(metadata[METADATA_KEY])
 
 
+_LATER = {"one_by_one"}
 _KINDS: dict[str, tuple[type, ...]] = {
     "image": (dict,),
     "classes": (list,),
@@ -129,6 +136,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "max_detections": (int,),
     "nms": (str,),
     "class_agnostic_nms": (bool,),
+    "one_by_one": (bool,),
     "input_name": (str,),
     "output_names": (list,),
     "producer": (dict,),

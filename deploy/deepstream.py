@@ -38,7 +38,7 @@ of each with a score above detectionParams.perClassPreclusterThreshold; {nms}
 
 **Not tried**: these files were parsed and the ONNX file was run by ONNX Runtime when Headstart was tested; neither was
 ever loaded by DeepStream. **AP is another** than that in release.json: nvinfer scales frames on the GPU without
-antialiasing and pads with black, the model was trained and measured with antialiasing and {pad}. Measure it there.
+antialiasing and pads with black, the model was measured on images {prepared}. Measure it there.
 """
 
 
@@ -52,10 +52,11 @@ def write(bundle: Bundle, model: Model, directory: Path, max_batch: int | None =
         raise DeployError(
             f"deepstream: {model.file} is no ONNX file, which nvinfer builds from; choose a --model that is"
         )
-    max_batch = 8 if max_batch is None else max_batch
-    if max_batch < 1:
-        raise DeployError(f"deepstream: --max-batch must be at least 1, given {max_batch}")
     contract = model.contract
+    most = 1 if contract.one_by_one else None
+    max_batch = (most or 8) if max_batch is None else max_batch
+    if max_batch < 1 or (most and max_batch > most):
+        raise DeployError(f"deepstream: --max-batch must be {'1' if most else 'at least 1'}, given {max_batch}")
     with atomic.new_folder(directory) as partial:
         write_planes(bundle.path / model.file, partial / ONNX, contract.input_name, contract.output_names[2])
         with (partial / CONFIG).open("w", encoding="utf-8") as file:
@@ -75,7 +76,7 @@ def write(bundle: Bundle, model: Model, directory: Path, max_batch: int | None =
             labels=labels,
             count=contract.candidates,
             nms="nvinfer does NMS (cluster-mode 2)." if here else "they need no NMS (cluster-mode 4).",
-            pad=list(contract.image.pad_rgb),
+            prepared=contract.image.sentence,
         )
         (partial / "README.md").write_text(readme, encoding="utf-8")
     return directory / CONFIG
@@ -98,8 +99,8 @@ def config(model: Model, batch: int) -> ConfigParser:
         "infer-dims": f"3;{spec.height};{spec.width}",
         "model-color-format": "0",  # RGB
         "net-scale-factor": "1",  # the graph normalises
-        "maintain-aspect-ratio": "1",
-        "symmetric-padding": "0",  # the image lies at the top left
+        "maintain-aspect-ratio": "0" if spec.fit == "stretch" else "1",
+        "symmetric-padding": "1" if spec.fit == "centre" else "0",
         "cluster-mode": "2" if contract.nms == "host" else "4",
         "output-blob-names": ";".join(contract.output_names),
         "parse-bbox-func-name": PARSER,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+FITS = ("top_left", "centre", "stretch")
+
 
 def decode(source: Path | str | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
     """The RGB image in a file, in the bytes of a file, already open, or in an array of uint8 RGB (H, W, 3); upright,
@@ -77,23 +79,33 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies in the network's input: its content starts at the top left corner.
+    """Where an image lies in the network's input: its content has a size and starts at (top, left).
 
     Sizes are (height, width) in pixels.
     """
 
     original: tuple[int, int]
     content: tuple[int, int]
+    start: tuple[int, int] = (0, 0)
+
+    @property
+    def limits_xyxy(self) -> NDArray[np.float32]:
+        """The content's corners in input pixels."""
+        (top, left), (height, width) = self.start, self.content
+        return np.asarray([left, top, left + width, top + height], np.float32)
 
     def to_original(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes (N, 4) in input pixels as boxes in pixels of the original image, clipped to it."""
         height, width = self.original
         limits = np.asarray([width, height, width, height], np.float32)
-        return np.clip(boxes_xyxy * self._scale(), 0, limits).astype(np.float32)
+        return np.clip((boxes_xyxy - self._shift()) * self._scale(), 0, limits).astype(np.float32)
 
     def to_input(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes (N, 4) in pixels of the original image as boxes in input pixels."""
-        return (boxes_xyxy / self._scale()).astype(np.float32)
+        return (boxes_xyxy / self._scale() + self._shift()).astype(np.float32)
+
+    def _shift(self) -> NDArray[np.float32]:
+        return self.limits_xyxy[[0, 1, 0, 1]]
 
     def _scale(self) -> NDArray[np.float64]:
         # An axis at a time: rounding the content to whole pixels changes the two factors differently.
@@ -103,11 +115,17 @@ class Placement:
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """The network's input: an image keeps its ratio, is resized to fit, lies at the top left; the rest is `pad_rgb`."""
+    """The network's input: an image is resized to `height` x `width`, by `fit`.
+
+    top_left and centre keep the ratio of its sides, and what the image leaves is `pad_rgb`; of an odd rest the smaller
+    half is above and to the left. stretch does not keep the ratio and leaves nothing. Our own detectors learn with
+    top_left; the others are for models that came from elsewhere.
+    """
 
     height: int
     width: int
     pad_rgb: tuple[int, int, int]
+    fit: str = "top_left"
 
     def __post_init__(self) -> None:
         problems = []
@@ -115,44 +133,69 @@ class ImageSpec:
             problems.append(f"height and width must be whole numbers above 0, not {self.height!r} x {self.width!r}")
         if not (len(self.pad_rgb) == 3 and all(_is_int(level) and 0 <= level <= 255 for level in self.pad_rgb)):
             problems.append(f"pad_rgb must be three whole numbers from 0 to 255, not {self.pad_rgb!r}")
+        if self.fit not in FITS:
+            problems.append(f"fit must be one of {', '.join(FITS)}, not {self.fit!r}")
         if problems:
             raise DeployError("image spec: " + "; ".join(problems))
+
+    @property
+    def sentence(self) -> str:
+        """How an image is put into the input, for people who write their own preprocessing."""
+        if self.fit == "stretch":
+            return f"resized with antialias to {self.height}x{self.width} (height x width), whatever its ratio"
+        place = self.fit.replace("_", " ")
+        return (
+            f"resized with antialias to fit {self.height}x{self.width} (height x width), placed {place}, the rest filled "
+            f"with {list(self.pad_rgb)}"
+        )
 
     def content_size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) to which an image of this size is resized.
 
         The one rounding rule: half up, at least one pixel.
         """
+        if self.fit == "stretch":
+            return self.height, self.width
         scale = min(self.height / height, self.width / width)
         return (
             min(self.height, max(1, int(height * scale + 0.5))),
             min(self.width, max(1, int(width * scale + 0.5))),
         )
 
+    def placement(self, height: int, width: int) -> Placement:
+        """Where an image of this size lies in the network's input."""
+        content = self.content_size(height, width)
+        if self.fit != "centre":
+            return Placement((height, width), content)
+        return Placement((height, width), content, ((self.height - content[0]) // 2, (self.width - content[1]) // 2))
+
     def prepare(self, image: Image.Image) -> tuple[NDArray[np.uint8], Placement]:
         """An RGB image as the uint8 array (height, width, 3) of the network's input, and where it lies there."""
-        placement = Placement((image.height, image.width), self.content_size(image.height, image.width))
-        height, width = placement.content
+        placement = self.placement(image.height, image.width)
+        (top, left), (height, width) = placement.start, placement.content
+        bottom, right = top + height, left + width
         if placement.content != placement.original:
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         canvas = np.empty((self.height, self.width, 3), np.uint8)
-        canvas[:height, :width] = np.asarray(image)
-        canvas[height:] = self.pad_rgb
-        canvas[:height, width:] = self.pad_rgb
+        canvas[top:bottom, left:right] = np.asarray(image)
+        canvas[:top] = canvas[bottom:] = self.pad_rgb
+        canvas[top:bottom, :left] = canvas[top:bottom, right:] = self.pad_rgb
         return canvas, placement
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in the contract."""
-        return {"height": self.height, "width": self.width, "pad_rgb": list(self.pad_rgb)}
+        """Plain values, as they stand in the contract; `fit` only where it is not top_left, so that readers that know no
+        other refuse the files that they would feed wrongly, and no more."""
+        values: dict[str, Any] = {"height": self.height, "width": self.width, "pad_rgb": list(self.pad_rgb)}
+        return values if self.fit == FITS[0] else {**values, "fit": self.fit}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageSpec:
         """The inverse of `to_dict`. Raises DeployError on unknown, missing or impossible values."""
-        if not isinstance(values, dict) or set(values) != {"height", "width", "pad_rgb"}:
-            raise DeployError(f"image spec: height, width and pad_rgb are wanted, given {values!r}")
+        if not isinstance(values, dict) or set(values) - {"fit"} != {"height", "width", "pad_rgb"}:
+            raise DeployError(f"image spec: height, width and pad_rgb are wanted, and fit may be, given {values!r}")
         if not isinstance(values["pad_rgb"], list | tuple):
             raise DeployError(f"image spec: pad_rgb must be three whole numbers, not {values['pad_rgb']!r}")
-        return cls(values["height"], values["width"], tuple(values["pad_rgb"]))
+        return cls(values["height"], values["width"], tuple(values["pad_rgb"]), values.get("fit", FITS[0]))
 
 
 def _is_int(value: object) -> bool:

@@ -2,7 +2,7 @@
 
     {"schema_version": 2, "name", "created", "licence", "provenance", "files": {path: {sha256, size}}, "classes",
      "models": [{file, sha256, backend, precision, contract, made_for, accuracy, latency, rebuild}],
-     "sample": null | {image, original, content, detections: {model file: path}, tensors: {tensor: path}}}
+     "sample": null | {image, original, content, start, detections: {model file: path}, tensors: {tensor: path}}}
 
 The first model is the reference: the others were made from it or from what it was made from, and are for other devices.
 """

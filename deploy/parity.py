@@ -140,7 +140,7 @@ def match(a: Detections, b: Detections) -> tuple[NDArray[np.int64], NDArray[np.i
     """Indices of the pairs that show the same object: greedily those of one label first, then by IoU, then by nearness
     of score.
     """
-    iou = _iou(a.boxes_xyxy, b.boxes_xyxy)
+    iou = overlaps(a.boxes_xyxy, b.boxes_xyxy)
     rows, columns = np.nonzero(iou >= _MATCH_IOU)
     # Rounded: in the fifth digit IoU is noise, and the score tells equal boxes apart.
     overlap = np.round(iou[rows, columns], 4)
@@ -176,7 +176,8 @@ def _edge(detections: Detections, score_threshold: float, max_detections: int | 
     return score_threshold
 
 
-def _iou(a_xyxy: NDArray[np.float32], b_xyxy: NDArray[np.float32]) -> NDArray[np.float64]:
+def overlaps(a_xyxy: NDArray[np.float32], b_xyxy: NDArray[np.float32]) -> NDArray[np.float64]:
+    """IoU of every box of one with every box of the other, (N, 4) and (M, 4) to (N, M)."""
     a, b = a_xyxy[:, None].astype(np.float64), b_xyxy[None].astype(np.float64)
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
     inter: NDArray[np.float64] = sides.prod(axis=-1)

@@ -44,8 +44,8 @@ def detect(
         _refuse_dropped(contract, threshold, max_detections)
     boxes, scores, labels = candidates.boxes_BN4[0], candidates.scores_BN[0], candidates.labels_BN[0]
     kept = np.flatnonzero(scores > threshold)
-    height, width = placement.content
-    boxes = np.clip(boxes[kept], 0, np.asarray([width, height, width, height], np.float32))
+    x1, y1, x2, y2 = placement.limits_xyxy
+    boxes = np.clip(boxes[kept], [x1, y1, x1, y1], np.asarray([x2, y2, x2, y2], np.float32))
     # NaN compares false, so a box with a NaN side counts as one without size.
     sized = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     kept, boxes = kept[sized], boxes[sized]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploy.backend import open_backend
+from deploy.backend import Candidates, open_backend
 from deploy.contract import Contract
 from deploy.errors import DeployError
 from deploy.image import Placement, decode
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from typing_extensions import Self
 
-    from deploy.backend import Backend, Candidates
+    from deploy.backend import Backend
     from deploy.detections import Detections
     from deploy.manifest import Model
 
@@ -92,8 +92,15 @@ class Predictor:
         return np.stack([array for array, _ in prepared]), placements
 
     def infer(self, images_BHWC: NDArray[np.uint8]) -> Candidates:
-        """The backend's candidates, before NMS."""
-        return self.backend.infer(images_BHWC)
+        """The backend's candidates, before NMS; a file that takes one image a call is called for each."""
+        if not self.contract.one_by_one or len(images_BHWC) == 1:
+            return self.backend.infer(images_BHWC)
+        found = [self.backend.infer(images_BHWC[index : index + 1]) for index in range(len(images_BHWC))]
+        return Candidates(
+            np.concatenate([one.boxes_BN4 for one in found]),
+            np.concatenate([one.scores_BN for one in found]),
+            np.concatenate([one.labels_BN for one in found]),
+        )
 
     def finish(
         self,

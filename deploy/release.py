@@ -119,6 +119,7 @@ def _write_sample(partial: Path, sample: Sample, contract: Contract) -> dict[str
         "image": f"sample/image{sample.image.suffix.lower()}",
         "original": list(sample.placement.original),
         "content": list(sample.placement.content),
+        "start": list(sample.placement.start),
         "detections": {},
         "tensors": {},
     }

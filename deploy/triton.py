@@ -29,9 +29,8 @@ README = """# {name} for Triton
     tritonserver --model-repository=THIS_FOLDER
 
 `{name}` takes `{input}`: uint8, batch x {height} x {width} x RGB, at most {batch} images a call, and gives the model's
-candidates before NMS. A client prepares an image as `deploy.image.ImageSpec.prepare` does (antialiased resize, top left,
-padded with {pad}) and hands the three outputs to `deploy.postprocess.detect`. The contract is the model's parameter
-`{key}`.
+candidates before NMS. A client prepares an image as `deploy.image.ImageSpec.prepare` does ({prepared}) and hands the
+three outputs to `deploy.postprocess.detect`. The contract is the model's parameter `{key}`.
 
 **Not tried**: config.pbtxt was parsed as protobuf text when Headstart was tested, and never loaded by a Triton server.
 AP and latency in the bundle's release.json were measured without one. Server settings (instances, batching delay, the
@@ -51,7 +50,7 @@ def write(bundle: Bundle, model: Model, directory: Path, max_batch: int | None =
             f"{' or '.join(_BACKENDS)}"
         )
     described = sidecar.peek(bundle.path / model.file)
-    most = described.settings["batch"][2] if described else None
+    most = described.settings["batch"][2] if described else 1 if model.contract.one_by_one else None
     max_batch = min(8, most or 8) if max_batch is None else max_batch
     if max_batch < 1:
         raise DeployError(f"triton: --max-batch must be at least 1, given {max_batch}")
@@ -72,7 +71,7 @@ def write(bundle: Bundle, model: Model, directory: Path, max_batch: int | None =
             height=spec.height,
             width=spec.width,
             batch=max_batch,
-            pad=list(spec.pad_rgb),
+            prepared=spec.sentence,
             key=METADATA_KEY,
             engine=engine,
         )
@@ -81,18 +80,24 @@ def write(bundle: Bundle, model: Model, directory: Path, max_batch: int | None =
 
 
 def config(name: str, backend: str, model: Model, max_batch: int) -> str:
-    """config.pbtxt: the text form of Triton's ModelConfig. Dimensions are those of one image; the batch comes on top."""
+    """config.pbtxt: the text form of Triton's ModelConfig. Dimensions are those of one image; the batch comes on top, but
+    for a graph that takes one image and no more: of that Triton is told the whole shape and a largest batch of 0."""
     contract, spec = model.contract, model.contract.image
     count = contract.candidates
     boxes, scores, labels = contract.output_names
-    outputs = [(boxes, "TYPE_FP32", [count, 4]), (scores, "TYPE_FP32", [count]), (labels, "TYPE_INT64", [count])]
+    one = [1] if contract.one_by_one else []
+    outputs = [
+        (boxes, "TYPE_FP32", [*one, count, 4]),
+        (scores, "TYPE_FP32", [*one, count]),
+        (labels, "TYPE_INT64", [*one, count]),
+    ]
     lines = [
         f"name: {_quoted(name)}",
         f"backend: {_quoted(backend)}",
-        f"max_batch_size: {max_batch}",
-        *_tensors("input", [(contract.input_name, "TYPE_UINT8", [spec.height, spec.width, 3])]),
+        f"max_batch_size: {0 if one else max_batch}",
+        *_tensors("input", [(contract.input_name, "TYPE_UINT8", [*one, spec.height, spec.width, 3])]),
         *_tensors("output", outputs),
-        "dynamic_batching { }",
+        *([] if one else ["dynamic_batching { }"]),
         f"parameters {{ key: {_quoted(METADATA_KEY)} value {{ string_value: {_quoted(contract.to_json())} }} }}",
     ]
     return "\n".join(lines) + "\n"

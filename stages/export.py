@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 from pydantic import Field
 
-from deploy.contract import Contract
 from deploy.parity import Parity, Tolerance
-from deploy.predictor import Predictor
 from pipeline.config import BaseConfig
 from pipeline.errors import UserError, VerdictError
 from pipeline.log import logger
@@ -27,7 +25,7 @@ from stages.evaluation.flops import inference_flops
 from stages.evaluation.in_memory import InMemory
 from stages.evaluation.measure import contract_for
 from stages.exporting.agreement import Reference
-from stages.exporting.nms import add_nms, nms_parity
+from stages.exporting.nms import with_nms_inside
 from stages.exporting.onnx_file import OPSET, write_onnx
 from stages.exporting.precision import lower
 from stages.exporting.tracing import traced
@@ -120,18 +118,6 @@ def halved(config: Config, file: Path, reference: Reference) -> tuple[tuple[str,
     """Put the file in half precision; the layers that stay in float32, and how it agrees with the reference."""
     tolerance = Tolerance(config.parity_fp16_box_px, config.parity_fp16_score)
     return lower(file, lambda twin: reference.parity(twin, tolerance), config.fp32_layers, config.max_fp32_layers)
-
-
-def with_nms_inside(file: Path, contract: Contract, images: Sequence[Path]) -> tuple[Contract, str]:
-    """Put NMS into the file; its new contract, and what the comparison with the host's NMS found."""
-    plain = file.with_name("candidates.onnx")
-    file.rename(plain)
-    changed = add_nms(plain, file, contract)
-    with Predictor.open(plain) as host, Predictor.open(file) as graph:
-        sentence = nms_parity(images, host, graph)
-    plain.unlink()
-    logger.info(sentence)
-    return changed, sentence
 
 
 def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:

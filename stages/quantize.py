@@ -74,7 +74,7 @@ def run(config: Config, directory: Path, *, model: ExportedModel, data: Dataset)
     judge = HeldOut(tuple(one.file for one in apart.held_out), data.folder("train"), directory / "held_out.json")
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         quantiser = Quantiser(source, config.runtime, config.reduce_range, Path(scratch))
-        quantiser.calibrate(batches(apart.calibration, data.image_spec()), config.calibration)
+        quantiser.calibrate(batches(apart.calibration, contract.image), config.calibration)
         costs = sensitivities(quantiser, judge, config.sensitivity_images)
         file = directory / "model.onnx"
         kept, gain = within_budget(config, quantiser, judge, costs, file)

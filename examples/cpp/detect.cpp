@@ -5,8 +5,8 @@
 //   g++ -std=c++17 -O2 detect.cpp -o detect -I/usr/include/onnxruntime -lonnxruntime
 //   ./detect BUNDLE          (a bundle released with `sample: true`)
 //
-// For images of your own fill the input as deploy/image.py does: resize with antialias to fit, top left, the rest
-// `pad_rgb`. An image library without antialias costs AP: benchmarks/resize.py measures how much.
+// For images of your own fill the input as deploy/image.py does: resize with antialias to fit, top left (or as the
+// contract's image.fit says), the rest `pad_rgb`. An image library without antialias costs AP: benchmarks/resize.py measures how much.
 #include <onnxruntime_cxx_api.h>
 
 #include <cmath>
@@ -81,12 +81,15 @@ int run(const std::string& bundle) {
   // Where the image lies in the input: boxes are clipped to it, and an axis at a time go back to the original's pixels.
   const auto content = release.at("sample").at("content").get<std::vector<float>>();
   const auto original = release.at("sample").at("original").get<std::vector<float>>();
+  const auto start = release.at("sample").value("start", std::vector<float>{0, 0});  // absent in older bundles
   const float y = original.at(0) / content.at(0), x = original.at(1) / content.at(1);
+  const headstart::Box inside = {start.at(1), start.at(0), start.at(1) + content.at(1), start.at(0) + content.at(0)};
   const headstart::Limits limits = {contract.at("score_threshold"), contract.at("nms_iou"), contract.at("max_detections"),
                                     contract.at("nms") == "host", contract.at("class_agnostic_nms")};
-  for (const auto& one : headstart::detect(boxes, scores, labels, count, content[0], content[1], limits))
+  for (const auto& one : headstart::detect(boxes, scores, labels, count, inside, limits))
     std::printf("%s %.6f %.3f %.3f %.3f %.3f\n", contract.at("classes").at(one.label).get<std::string>().c_str(),
-                one.score, x * one.box[0], y * one.box[1], x * one.box[2], y * one.box[3]);
+                one.score, x * (one.box[0] - inside[0]), y * (one.box[1] - inside[1]), x * (one.box[2] - inside[0]),
+                y * (one.box[3] - inside[1]));
   return equal ? 0 : 3;
 }
 

@@ -34,16 +34,16 @@ inline bool overlaps(const Box& a, const Box& b, float iou) {
   return inter > iou * both;
 }
 
-// Detections of one image, best first. `height` and `width` are those of the image's content in the network's input:
-// boxes are clipped to it first, so that what hangs over the padding does not dilute an overlap.
+// Detections of one image, best first. `content` is where the image lies in the network's input, as corners: boxes are
+// clipped to it first, so that what hangs over the padding does not dilute an overlap.
 inline std::vector<Detection> detect(const float* boxes, const float* scores, const std::int64_t* labels,
-                                     std::size_t count, float height, float width, const Limits& limits) {
+                                     std::size_t count, const Box& content, const Limits& limits) {
   std::vector<Detection> found;
   for (std::size_t i = 0; i < count; ++i) {
     if (!(scores[i] > limits.score_threshold)) continue;
     const float* box = boxes + 4 * i;
-    const Box clipped = {std::clamp(box[0], 0.0f, width), std::clamp(box[1], 0.0f, height),
-                         std::clamp(box[2], 0.0f, width), std::clamp(box[3], 0.0f, height)};
+    const Box clipped = {std::clamp(box[0], content[0], content[2]), std::clamp(box[1], content[1], content[3]),
+                         std::clamp(box[2], content[0], content[2]), std::clamp(box[3], content[1], content[3])};
     if (clipped[2] > clipped[0] && clipped[3] > clipped[1]) found.push_back({clipped, scores[i], labels[i]});
   }
   // Stable: equal scores keep the graph's order.

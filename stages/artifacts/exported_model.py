@@ -82,6 +82,19 @@ class Quantisation(BaseModel):
     """What this CPU has for eight-bit products, by the names in /proc/cpuinfo; none is said of other systems."""
 
 
+class ForeignFile(BaseModel):
+    """Where a model comes from that was not trained here."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    sha256: str
+    licence: str
+    """What the file says of its own licence in its metadata; empty where it says nothing."""
+    unknown_classes: tuple[str, ...]
+    """Classes of the dataset that it does not know and never finds."""
+
+
 class ExportedModel(Artifact):
     """An ONNX file (or an engine) with its contract inside, and the proof that it computes what its source does."""
 
@@ -112,11 +125,15 @@ class ExportedModel(Artifact):
     census: dict[str, Any] | None = None
     """Of an engine: the precision of its layers as asked for and as built, by deploy.census."""
     initialisers: int
-    """Learnt tensors in the file, every one traced back to a tensor of the student."""
+    """Learnt tensors in the file, every one traced back to a tensor of the student, or of the foreign file."""
     constants: int
-    """What else it holds: geometry of the anchors, integers of shapes, fills of one value. There is no third kind."""
+    """What else it holds: geometry of the anchors, integers of shapes, fills of one value, and the description around a
+    foreign graph. There is no third kind."""
     source: str
-    """Key of the checkpoint it was exported from, or of the exported model it was quantised or built from."""
+    """Key of the checkpoint it was exported from, or of the exported model it was quantised or built from; empty of a
+    foreign one."""
+    foreign: ForeignFile | None = None
+    """The file that it was adapted from, where it was not trained here."""
 
     @property
     def executed(self) -> bool:

@@ -91,8 +91,11 @@ def place(
 ) -> Placed:
     """Put one sample on `canvas_HWC`, or on a new one; every draw is from `rng`.
 
-    A box with a side below one pixel, or of which less than a tenth remains in view, is left out.
+    A box with a side below one pixel, or of which less than a tenth remains in view, is left out. Raises ValueError for
+    a canvas on which images do not lie top left: our detectors learn with no other.
     """
+    if spec.fit != "top_left":
+        raise ValueError(f"place: images lie top left in training, not {spec.fit}")
     scale = config.scales[int(rng.integers(len(config.scales)))] * drawn_factor(config.jitter, rng)
     canvas_HWC = np.empty((spec.height, spec.width, 3), np.uint8) if canvas_HWC is None else canvas_HWC
     return put(sample, scaled(spec.content_size(*sample.size), scale), spec, config, rng, canvas_HWC)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from deploy.contract import Contract
 from deploy.manifest import Model
 from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel
@@ -14,7 +15,6 @@ def card(name: str, licence: str, models: Sequence[tuple[ExportedModel, Model]],
     """The model card, as the Hugging Face hub reads it; `models` are the reference first."""
     reference, contract = models[0][0], models[0][1].contract
     shown = ", ".join(data.classes[:12]) + (", ..." if len(data.classes) > 12 else "")
-    size, pad = f"{contract.image.height}x{contract.image.width}", list(contract.image.pad_rgb)
     lines = [
         "---",
         f"license: {licence}",
@@ -27,6 +27,7 @@ def card(name: str, licence: str, models: Sequence[tuple[ExportedModel, Model]],
         f"{reference.parameters:,} parameters, {reference.flops / 1e9:.2f} GFLOPs an image.",
         "",
     ]
+    lines += elsewhere(reference)
     for one, model in models:
         lines += ["## Measured on this very file" if len(models) == 1 else f"## Measured on {model.file}", ""]
         lines += [*measured_lines(one, model), ""]
@@ -40,8 +41,7 @@ def card(name: str, licence: str, models: Sequence[tuple[ExportedModel, Model]],
         "deploy verify .",
         "```",
         "",
-        f"Images: RGB uint8, resized with antialias to fit {size} (height x width), placed top left, the rest filled with "
-        f"{pad}. The graph normalises and decodes; NMS at IoU {contract.nms_iou} is done by the {contract.nms}.",
+        f"Images: RGB uint8, {contract.image.sentence}. The graph normalises and decodes; {suppression(contract)}.",
         f"Deployment threshold {contract.score_threshold}; AP was measured from {contract.evaluation_score_threshold}.",
         "",
         "## Data",
@@ -50,6 +50,25 @@ def card(name: str, licence: str, models: Sequence[tuple[ExportedModel, Model]],
         "",
     ]
     return "\n".join(lines)
+
+
+def elsewhere(model: ExportedModel) -> list[str]:
+    """Where a model comes from that was not trained here; nothing of ours."""
+    source = model.foreign
+    if source is None:
+        return []
+    licence = f"its metadata names the licence {source.licence}" if source.licence else "it names no licence"
+    lines = [f"Adapted from {source.file} (sha256 {source.sha256[:12]}), which was not trained here; {licence}."]
+    if source.unknown_classes:
+        lines.append(f"It does not know, and never finds: {', '.join(source.unknown_classes)}.")
+    return [*lines, ""]
+
+
+def suppression(contract: Contract) -> str:
+    """Who does NMS, in words."""
+    if contract.nms == "none":
+        return "nobody does NMS, the model needs none"
+    return f"NMS at IoU {contract.nms_iou} is done by the {contract.nms}"
 
 
 def measured_lines(one: ExportedModel, model: Model) -> list[str]:

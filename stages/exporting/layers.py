@@ -63,7 +63,7 @@ def layers_of(model: onnx.ModelProto) -> list[Layer]:
 
 def layer_name(weight: str) -> str:
     """`detector.head.conv.0.weight` is the weight of `head.conv.0`."""
-    return weight.removeprefix("detector.").removesuffix(".weight")
+    return weight.removeprefix("detector.").removeprefix("foreign/").removesuffix(".weight")
 
 
 def named(patterns: Sequence[str], layers: Sequence[Layer], where: str) -> tuple[str, ...]:

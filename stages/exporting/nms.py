@@ -20,6 +20,7 @@ from deploy.parity import Parity, Tolerance, compare
 from deploy.postprocess import least_score
 from deploy.predictor import Predictor
 from pipeline.errors import VerdictError
+from pipeline.log import logger
 
 _OUTPUTS = ("boxes", "scores", "labels")
 # Between them lies the order of float32's operations: one runtime divides the overlap, the other multiplies its limit.
@@ -122,6 +123,18 @@ def add_nms(file: Path, into: Path, contract: Contract) -> Contract:
     onnx.save(model, into)
     changed.write_to_onnx(into)
     return changed
+
+
+def with_nms_inside(file: Path, contract: Contract, images: Sequence[Path]) -> tuple[Contract, str]:
+    """Put NMS into the file; its new contract, and what the comparison with the host's NMS found."""
+    plain = file.with_name("candidates.onnx")
+    file.rename(plain)
+    changed = add_nms(plain, file, contract)
+    with Predictor.open(plain) as host, Predictor.open(file) as graph:
+        sentence = nms_parity(images, host, graph)
+    plain.unlink()
+    logger.info(sentence)
+    return changed, sentence
 
 
 def nms_parity(images: Sequence[Path], host: Predictor, graph: Predictor) -> str:

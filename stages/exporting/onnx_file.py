@@ -90,22 +90,22 @@ def trace_initialisers(written: onnx.ModelProto, model: Detector, images_BHWC: T
 
     Raises VerdictError naming those that are none of these.
     """
-    learnt = {_content(tensor.detach().cpu().numpy()) for tensor in model.state_dict().values()}
-    known = {_content(buffer.cpu().numpy()) for buffer in model.buffers()}
+    learnt = {content_of(tensor.detach().cpu().numpy()) for tensor in model.state_dict().values()}
+    known = {content_of(buffer.cpu().numpy()) for buffer in model.buffers()}
     with torch.no_grad():
         anchors = model.predict(model.features(images_BHWC.permute(0, 3, 1, 2))).anchors.boxes_A4
     sizes, corners = anchors[:, 2:] - anchors[:, :2], anchors[:, :2]
     for column in torch.cat([sizes, corners + 0.5 * sizes, anchors], 1).unbind(1):
-        known.add(_content(column.cpu().numpy()))
+        known.add(content_of(column.cpu().numpy()))
     # As they are, and as the sides by which distances from a point are scaled (FCOS).
-    known |= {_content(boxes.contiguous().cpu().numpy()) for boxes in (anchors, sizes.repeat(1, 2))}
+    known |= {content_of(boxes.contiguous().cpu().numpy()) for boxes in (anchors, sizes.repeat(1, 2))}
     foreign, traced, constants = [], 0, 0
     attributes = [a for node in written.graph.node if node.op_type == "Constant" for a in node.attribute]
     for tensor in [*written.graph.initializer, *(a.t for a in attributes if a.HasField("t"))]:
         array = numpy_helper.to_array(tensor)
-        if _content(array) in learnt:
+        if content_of(array) in learnt:
             traced += 1
-        elif says_nothing(array) or _content(array) in known:
+        elif says_nothing(array) or content_of(array) in known:
             constants += 1
         else:
             foreign.append(f"{tensor.name} {list(array.shape)}")
@@ -123,6 +123,6 @@ def says_nothing(array: NDArray[Any]) -> bool:
     return array.size == 0 or bool((array == array.flat[0]).all())
 
 
-def _content(array: NDArray[Any]) -> tuple[str, bytes]:
+def content_of(array: NDArray[Any]) -> tuple[str, bytes]:
     """Values whatever the shape: exporters add and drop axes of length one."""
     return array.dtype.str, np.ascontiguousarray(array).tobytes()

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from pipeline.errors import VerdictError
 from stages.exporting.layers import layers_of
-from stages.exporting.onnx_file import says_nothing
+from stages.exporting.onnx_file import content_of, says_nothing
 
 Stored = dict[str, NDArray[Any]]
 
@@ -43,6 +43,20 @@ def traced(made: onnx.ModelProto, source: onnx.ModelProto, where: str) -> tuple[
             f"{where}: {len(foreign)} stored tensors are not the float32 file's: {', '.join(foreign[:5])}"
         )
     return found, constants
+
+
+def carried(made: onnx.ModelProto, source: onnx.ModelProto, where: str) -> tuple[int, int]:
+    """Count the stored tensors of a foreign file in the one that was adapted from it: learnt ones, all of which it must
+    hold bit for bit, and constants: those that carry nothing learnt, and those of the nodes around it.
+
+    Raises VerdictError where one of them is missing.
+    """
+    there = {content_of(numpy_helper.to_array(tensor)) for tensor in made.graph.initializer}
+    given = [(tensor.name, numpy_helper.to_array(tensor)) for tensor in source.graph.initializer]
+    learnt = [(name, array) for name, array in given if not says_nothing(array)]
+    if missing := [name for name, array in learnt if content_of(array) not in there]:
+        raise VerdictError(f"{where}: {len(missing)} stored tensors of the file were lost: {', '.join(missing[:5])}")
+    return len(learnt), len(made.graph.initializer) - len(learnt)
 
 
 def _origin(name: str, array: NDArray[Any], new: Stored, old: Stored) -> str | None:

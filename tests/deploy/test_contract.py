@@ -6,6 +6,7 @@ import pytest
 from deploy import onnx_proto
 from deploy.contract import METADATA_KEY, Contract
 from deploy.errors import DeployError
+from deploy.image import ImageSpec
 
 
 def test_round_trip(new_contract):
@@ -14,7 +15,16 @@ def test_round_trip(new_contract):
 
 
 def test_every_field_is_written(contract):
-    assert set(json.loads(contract.to_json())) == set(Contract.__dataclass_fields__)
+    assert set(json.loads(contract.to_json())) == set(Contract.__dataclass_fields__) - {"one_by_one"}
+
+
+def test_what_older_readers_do_not_know_is_written_where_it_matters(new_contract):
+    """An older reader knows neither field and refuses the file; it reads all others as before."""
+    elsewhere = new_contract(one_by_one=True, image=ImageSpec(64, 64, (0, 0, 0), "centre"))
+    written = json.loads(elsewhere.to_json())
+    assert written["one_by_one"] is True
+    assert written["image"]["fit"] == "centre"
+    assert Contract.from_json(elsewhere.to_json()) == elsewhere
 
 
 def test_unknown_and_missing_fields_and_wrong_types_are_told_at_once(contract):

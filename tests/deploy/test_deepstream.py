@@ -11,9 +11,10 @@ from onnx import TensorProto, helper, load, save
 
 from deploy.__main__ import main
 from deploy.bundle import Bundle
+from deploy.deepstream import config, write_planes
 from deploy.deepstream import write as write_deepstream
-from deploy.deepstream import write_planes
 from deploy.errors import DeployError
+from deploy.image import ImageSpec
 from deploy.release import write
 
 
@@ -76,6 +77,16 @@ def test_planes_of_floats_give_what_the_bundle_gives(folder, model):
     assert found[2].dtype == np.int32
     # Its input is another, so no runtime of ours may take it for one of ours.
     assert "headstart.contract" not in theirs.get_modelmeta().custom_metadata_map
+
+
+@pytest.mark.parametrize(("fit", "said"), [("centre", ("1", "1")), ("stretch", ("0", "0"))])
+def test_other_placements_are_told(tmp_path, new_model, new_contract, entry, release, fit, said):
+    contract = new_contract(image=ImageSpec(64, 64, (0, 0, 0), fit), one_by_one=True)
+    made = write(tmp_path / "b", [entry(new_model(tmp_path / "m.onnx", contract), contract=contract)], release, "c")
+    written = config(made.models[0], 1)["property"]
+    assert (written["maintain-aspect-ratio"], written["symmetric-padding"]) == said
+    with pytest.raises(DeployError, match="--max-batch must be 1, given 2"):
+        write_deepstream(made, made.models[0], tmp_path / "out", 2)
 
 
 def test_a_graph_that_begins_otherwise_is_refused(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deploy.errors import DeployError
-from deploy.image import ImageSpec, Placement, decode
+from deploy.image import FITS, ImageSpec, Placement, decode
 
 SPEC = ImageSpec(64, 96, (10, 20, 30))
 
@@ -130,6 +130,45 @@ def test_boxes_go_there_and_back(height, width):
     inside = placement.to_input(whole)
     np.testing.assert_allclose(inside[0], [0, 0, placement.content[1], placement.content[0]], rtol=1e-6)
     np.testing.assert_allclose(placement.to_original(inside), whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(200, 100), (33, 400), (64, 96), (7, 7)])
+@pytest.mark.parametrize("fit", FITS)
+def test_pixels_and_boxes_agree_on_where_the_image_lies(fit, size):
+    """A white rectangle on black, found again in the input by its pixels, lies where its box does."""
+    spec = ImageSpec(64, 96, (9, 9, 9), fit)
+    pixels = np.zeros((*size, 3), np.uint8)
+    (height, width), white = size, np.asarray([0.25, 0.25, 0.75, 0.75], np.float32)
+    box = (white * [width, height, width, height]).round().astype(int)
+    pixels[box[1] : box[3], box[0] : box[2]] = 255
+    array, placement = spec.prepare(Image.fromarray(pixels))
+    assert placement == spec.placement(height, width)
+    rows, columns = (np.flatnonzero((array[..., 0] > 127).any(axis)) for axis in (1, 0))
+    found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    inside = placement.to_input(np.asarray([box], np.float32))
+    np.testing.assert_allclose(inside[0], found, atol=1)
+    np.testing.assert_allclose(placement.to_original(inside), [box], rtol=1e-5, atol=1e-4)
+    x1, y1, x2, y2 = placement.limits_xyxy.astype(int)
+    outside = np.ones((64, 96), bool)
+    outside[y1:y2, x1:x2] = False
+    assert (array[outside] == 9).all()
+    assert not (array[y1:y2, x1:x2] == 9).all(-1).all()
+
+
+def test_centred_and_stretched():
+    photo = Image.new("RGB", (100, 200))
+    centred = ImageSpec(64, 97, (0, 0, 0), "centre").placement(200, 100)
+    assert (centred.content, centred.start) == ((64, 32), (0, 32))  # of 65 columns 32 are left and 33 right
+    array, stretched = ImageSpec(64, 97, (0, 0, 0), "stretch").prepare(photo)
+    assert (array.shape, stretched.content, stretched.start) == ((64, 97, 3), (64, 97), (0, 0))
+
+
+def test_a_fit_is_written_only_where_it_is_not_the_default():
+    assert "fit" not in SPEC.to_dict()
+    centred = ImageSpec(64, 96, (10, 20, 30), "centre")
+    assert ImageSpec.from_dict(centred.to_dict()) == centred != SPEC
+    with pytest.raises(DeployError, match="fit must be one of top_left, centre, stretch, not 'left'"):
+        ImageSpec.from_dict({**SPEC.to_dict(), "fit": "left"})
 
 
 def test_boxes_are_clipped_to_the_original():

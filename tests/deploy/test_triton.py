@@ -83,6 +83,17 @@ def test_a_repository_that_protobuf_reads(bundle, tmp_path, contract, parse, cap
         assert predictor.contract == contract
 
 
+def test_a_graph_for_one_image_has_its_whole_shape(tmp_path, new_model, new_contract, entry, release):
+    contract = new_contract(one_by_one=True)
+    made = write(tmp_path / "b", [entry(new_model(tmp_path / "m.onnx", contract), contract=contract)], release, "c")
+    text = (write_triton(made, made.models[0], tmp_path / "out") / "config.pbtxt").read_text()
+    assert "max_batch_size: 0" in text
+    assert "dims: [ 1, 64, 64, 3 ]" in text
+    assert "dynamic_batching" not in text
+    with pytest.raises(DeployError, match="takes 1 images at most"):
+        write_triton(made, made.models[0], tmp_path / "more", 2)
+
+
 def test_names_from_anywhere_survive(tmp_path, new_model, new_contract, entry, release, parse):
     contract = new_contract(classes=('caf\u00e9 "au lait"', "back\\slash"))
     model = entry(new_model(tmp_path / "m.onnx", contract), contract=contract)

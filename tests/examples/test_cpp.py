@@ -37,12 +37,13 @@ int main(int, char** arguments) {
   const auto scores = headstart::read_npy<float>(folder + "/scores.npy");
   const auto labels = headstart::read_npy<std::int64_t>(folder + "/labels.npy");
   const auto count = static_cast<std::size_t>(scores.shape.at(1));
+  const headstart::Box content = {4, 3, 124, 93};
   for (std::int64_t image = 0; image < scores.shape.at(0); ++image)
     for (int kind = 0; kind < 3; ++kind) {
       const headstart::Limits limits = {0.3f, 0.5f, 50, kind != 2, kind == 1};
       for (const auto& one :
            headstart::detect(boxes.values.data() + 4 * count * image, scores.values.data() + count * image,
-                             labels.values.data() + count * image, count, 90.0f, 120.0f, limits))
+                             labels.values.data() + count * image, count, content, limits))
         std::printf("%d %d %a %a %a %a %a %d\\n", static_cast<int>(image), kind, one.box[0], one.box[1], one.box[2],
                     one.box[3], one.score, static_cast<int>(one.label));
     }
@@ -80,12 +81,12 @@ def test_nms_in_cpp_keeps_what_ours_keeps(tmp_path):
     for image, kind, *box, score, label in map(str.split, printed.splitlines()):
         row = (*map(float.fromhex, box), float.fromhex(score), int(label))
         theirs.setdefault((int(image), int(kind)), []).append(row)
-    whole = Placement((90, 120), (90, 120))
+    whole = Placement((90, 120), (90, 120), (3, 4))
     for image in range(6):
         for kind, rules in enumerate((contract(), contract(class_agnostic_nms=True), contract(nms="none"))):
             ours = detect(found.image(image), rules, whole)
             assert 10 < len(ours) <= 50
-            rows = np.column_stack([ours.boxes_xyxy, ours.scores, ours.labels])
+            rows = np.column_stack([whole.to_input(ours.boxes_xyxy), ours.scores, ours.labels])
             np.testing.assert_array_equal(np.asarray(theirs[image, kind]), rows)
 
 

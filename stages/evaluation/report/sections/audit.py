@@ -151,6 +151,11 @@ def _proof_of(model: ExportedModel) -> str:
         compared = f"compared with {parity.reference} on {images}: {parity.sentence}"
     if model.census is not None:
         return f"engine {model.name} ({model.backend}): {model.census['sentence']}; {compared}"
+    if model.foreign is not None:
+        return (
+            f"{model.foreign.file}, adapted as {model.name}: {compared}; {counted(model.initialisers, 'learnt tensor')} of "
+            "it in the file; what it learnt from, and its licence, are whoever's made it"
+        )
     return (
         f"export {model.name}: {compared}; {counted(model.initialisers, 'learnt tensor')} in the file, each traced to one "
         f"of {parity.reference if parity else 'the student'}, and {counted(model.constants, 'constant')} that nobody "
