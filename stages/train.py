@@ -50,4 +50,5 @@ def run(config: Config, directory: Path, *, data: Dataset) -> Checkpoint:
         seconds=fitted.seconds,
         images=len(training_split(config, data)) if fitted.iterations else 0,
         seed=config.seed,
+        licences=(detector.licence,) if detector.licence else (),
     )

@@ -115,6 +115,8 @@ class ExportedModel(Artifact):
     """Learnt tensors in the file, every one traced back to a tensor of the student."""
     constants: int
     """What else it holds: geometry of the anchors, integers of shapes, fills of one value. There is no third kind."""
+    licences: tuple[str, ...] = ()
+    """Those of the checkpoint."""
     source: str
     """Key of the checkpoint it was exported from, or of the exported model it was quantised or built from."""
 

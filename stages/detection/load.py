@@ -32,11 +32,26 @@ def load_detector(settings: Mapping[str, Any], classes: int, weights: Path) -> D
     return detector.eval()
 
 
-def load_published(detector: Detector, file: Path, class_names: Sequence[str]) -> None:
-    """Put a checkpoint (ours in safetensors, or torchvision's) into a detector, strictly.
+def load_published(
+    detector: Detector, file: Path, class_names: Sequence[str], trust: bool = False, sha256: str | None = None
+) -> None:
+    """Put a checkpoint (ours in safetensors, or a published one) into a detector, strictly.
 
-    Raises UserError where the file is no plain state dict, or its tensors are not this detector's.
+    A file that only unpickling opens may run code: it needs the user's `trust` in the very file of this `sha256`. Raises
+    UserError where it has neither, where the file has another hash, and where its tensors are not this detector's.
     """
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if sha256 is not None and sha256 != digest:
+        raise UserError(
+            f"weights {file}: its sha256 is {digest}, {sha256} was given; get the file that was meant, or set the hash of "
+            "the one that you trust"
+        )
+    pickled = [] if file.suffix == ".safetensors" else unsafe_names(file)
+    if pickled and not (trust and sha256):
+        raise UserError(
+            f"weights {file}: a pickled model, whose opening calls {', '.join(pickled[:3])} and may run any code that its "
+            f"maker put in; if you trust who made it, set trust: true and sha256: {digest}; else have its state dict saved"
+        )
     try:
         if file.suffix == ".safetensors":
             known = class_names_of(file)
@@ -45,6 +60,8 @@ def load_published(detector: Detector, file: Path, class_names: Sequence[str]) -
                     f"it knows the classes {known[:5]}, the dataset has {list(class_names[:5])} (first five)"
                 )
             state: dict[str, Tensor] = load_file(file)
+        elif pickled:
+            state = detector.unpickle(file, class_names)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
             state = detector.convert(state, class_names)
@@ -57,6 +74,15 @@ def load_published(detector: Detector, file: Path, class_names: Sequence[str]) -
             f"weights {file}: {len(missing)} tensors are missing ({missing[:3]}) and {len(unexpected)} do not belong to "
             f"{type(detector).__name__} ({unexpected[:3]}); set the detector's settings as the file was trained"
         )
+
+
+def unsafe_names(file: Path) -> list[str]:
+    """The classes and functions that opening a checkpoint would call, beside those that torch knows to be harmless; none
+    of a plain state dict, or of what is no checkpoint. Nothing is unpickled."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    except Exception:
+        return []  # an old format or no checkpoint at all: the loader, which unpickles tensors alone, says what it is
 
 
 def save_weights(module: nn.Module, file: Path, class_names: Sequence[str]) -> None:

@@ -57,7 +57,7 @@ def package() -> Path:
     """
     found = importlib.util.find_spec("ultralytics")
     if found is None or found.origin is None:
-        raise UserError(f"detector yolo: the package ultralytics is not installed; {INSTALL} (its licence is {LICENCE})")
+        raise UserError(f"detector yolo: the package ultralytics is not installed; {INSTALL} (licence: {LICENCE})")
     if problem := two_opencvs():
         raise UserError(f"detector yolo: {problem}")
     logger.warning(
@@ -176,19 +176,10 @@ def unpickled(file: Path) -> tuple[dict[str, Tensor], list[str]]:
     try:
         loaded = torch_safe_load(str(file), safe_only=True)[0]
     except Exception as problem:  # it raises a dozen kinds, some of which would have installed something
-        wanted = unsafe_names(file)
+        wanted = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
         raise ValueError(f"it is no checkpoint of the installed ultralytics, it wants {wanted[:5]}") from problem
     model = loaded.get("ema") or loaded.get("model") if isinstance(loaded, dict) else None
     if not isinstance(model, DetectionModel) or type(model.model[-1]).__name__ not in _HEADS:
         raise ValueError("it holds no detection network of the kinds v8, v10, 11 or 26")
     state = {key: value.float() if value.is_floating_point() else value for key, value in model.state_dict().items()}
     return state, [model.names[label] for label in sorted(model.names)]
-
-
-def unsafe_names(file: Path) -> list[str]:
-    """The classes and functions that a pickled checkpoint would have called, none of which torch holds for safe; found
-    without unpickling."""
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    except Exception:  # not a file of torch.save's
-        return []

@@ -54,6 +54,7 @@ class DistillationTask(TrainingTask):
 
     def forward(self, images_BCHW: Tensor, targets: Targets, clock: Clock) -> dict[str, Tensor]:
         """Images (uint8 or float, [0, 255]) and their targets to losses named `student/...` and `METHOD/...`."""
+        self.student.done = clock.iteration / clock.iterations
         features = self.student.features(images_BCHW)
         predictions = self.student.predict(features, targets)
         losses = {f"student/{name}": loss for name, loss in self.student.loss(predictions, targets).items()}

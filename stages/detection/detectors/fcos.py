@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from stages.detection.backbones import pyramid, run_pyramid
-from stages.detection.dense_head import DenseConfig, TowerNorm, dense_head
+from stages.detection.dense_head import DenseConfig, DenseHead, TowerNorm, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.points import PointRules, point_grid, predict_points
 from stages.detection.precision import at_least_single
@@ -25,6 +25,8 @@ from stages.detection.torchvision_weights import class_rows, select_rows
 
 class FCOS(DenseDetector):
     """With the default settings and equal weights it equals torchvision's `fcos_resnet50_fpn`."""
+
+    head: DenseHead
 
     class Config(DenseConfig):
         head_norm: TowerNorm = "group"

@@ -98,7 +98,7 @@ class YOLO(DenseDetector):
         self.sources, self.strides, self.bins = made.sources, made.strides, made.bins
         self.register_buffer("bins_S", torch.arange(made.bins, dtype=torch.float32), persistent=False)
         self.backbone_stages, self.channels = self._shapes(made.backbone)
-        self.tower_channels = self.head.get_submodule("cv3.0.2").in_channels
+        self.tower_channels = self.head.get_parameter("cv3.0.2.weight").shape[1]
         self.anchors, self.per_cell = CellGrid(self.strides), 1
         self.paired = getattr(self.head, "one2one_cv2", None) is not None
         if config.branch == "one_to_one" and not self.paired:
@@ -167,7 +167,7 @@ class YOLO(DenseDetector):
         anchors = self.anchors(levels, size)
         distances = bins
         if self.bins > 1:  # the mean of each side's distribution (arXiv 2006.04388)
-            split = at_least_single(bins).unflatten(-1, (4, self.bins))
+            split = at_least_single(bins).view(*bins.shape[:2], 4, self.bins)
             distances = (split.softmax(-1) * self.get_buffer("bins_S")).sum(-1)
         decoded = CODER.decode(at_least_single(distances), anchors.boxes_A4)
         return YOLOPredictions(class_tower, box_tower, logits, distances, decoded, anchors, bins_BAS=bins)
@@ -280,7 +280,8 @@ def _branch(levels: tuple[Tensor, ...], stacks: nn.ModuleList) -> tuple[tuple[Te
     """A stack of three for each level: the maps before its last convolution, and that one's results (B, A, channels)."""
     towers, outputs = [], []
     for level, stack in zip(levels, stacks, strict=True):
-        tower = stack[1](stack[0](level))
+        first, second, last = stack.children()
+        tower = second(first(level))
         towers.append(tower)
-        outputs.append(stack[2](tower).flatten(2).transpose(1, 2))
+        outputs.append(last(tower).flatten(2).transpose(1, 2))
     return tuple(towers), torch.cat(outputs, 1)
