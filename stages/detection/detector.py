@@ -45,6 +45,7 @@ class Detector(nn.Module, ABC):
     exportable: ClassVar[bool] = False
     licence: ClassVar[str] = ""  # SPDX identifier, where the detector's code brings one that weights may fall under
     needs_nms: bool = True  # whether candidates still hold duplicates
+    head_only: frozenset[str] = frozenset()  # losses of its own that teach its head alone, and are not meant to do more
     done: float = 0.0  # share of the training behind it, for losses that shift with it; the training sets it each step
     classes: int  # background not counted
     strides: tuple[int, ...]  # of the levels, finest first

@@ -72,7 +72,9 @@ class DistillationTask(TrainingTask):
                 batch = batches.get(self._taught_by[name] or "", seen)
                 losses |= {f"{name}/{term}": loss for term, loss in method(batch).items()}
             if self.training:
-                self._gradients.measure(losses, features, clock)
+                head_only = {f"student/{name}" for name in self.student.head_only}
+                reaching = {name: loss for name, loss in losses.items() if name not in head_only}
+                self._gradients.measure(reaching, features, clock)
         return losses
 
     def observations(self) -> dict[str, float]:

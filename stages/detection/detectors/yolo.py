@@ -105,6 +105,8 @@ class YOLO(DenseDetector):
             raise UserError(f"detector yolo: {config.model} has no one-to-one head; set branch: one_to_many")
         self.branch = config.branch or ("one_to_one" if self.paired else "one_to_many")
         self.needs_nms = self.branch == "one_to_many"
+        if self.paired:
+            self.head_only = frozenset(f"one_to_one_{name}" for name in self._parts)
         self._criteria: dict[tuple[bool, torch.device], Criterion] = {}
 
     @classmethod
@@ -198,7 +200,12 @@ class YOLO(DenseDetector):
             "feats": [logits.new_empty(1, 1, rows, columns) for rows, columns in shapes],  # read for their sizes
         }
         parts = self._criteria[key](said, self._batch(targets, shapes[0], logits))[0] / len(logits)
-        return dict(zip(("box", "cls", "dfl" if self.bins > 1 else "l1"), parts.unbind(), strict=True))
+        return dict(zip(self._parts, parts.unbind(), strict=True))
+
+    @property
+    def _parts(self) -> tuple[str, str, str]:
+        """Names of the losses of a head."""
+        return "box", "cls", "dfl" if self.bins > 1 else "l1"
 
     def _batch(self, targets: Targets, finest: tuple[int, int], like: Tensor) -> dict[str, Tensor]:
         """Targets as Ultralytics' loader gives them: image, label, and centre, width and height as shares of the canvas."""
