@@ -67,7 +67,7 @@ class CellGrid(AnchorGrid):
 
 
 class YOLO(DenseDetector):
-    """`body` are Ultralytics' layers but the last, `head` is its Detect."""
+    """A YOLO of Ultralytics, under AGPL-3.0: `body` are its layers but the last, `head` is its Detect."""
 
     licence = LICENCE
 
