@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-DISTRIBUTIONS = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "Pillow")
+DISTRIBUTIONS = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "Pillow", "ultralytics")
 """Whose versions are recorded; a change of one also makes the remembered plan stale."""
 
 

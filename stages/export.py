@@ -69,13 +69,16 @@ def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Datase
     detector = load_detector(checkpoint.detector, len(checkpoint.classes), checkpoint.path(checkpoint.weights))
     if not detector.exportable:
         raise UserError(f"export: {checkpoint.detector['name']} has no static graph; export a dense detector")
+    if config.nms == "graph" and not detector.needs_nms:
+        raise UserError(f"export: nms: graph, and {checkpoint.detector['name']} needs no NMS; leave nms out")
     contract = contract_for(
         data,
         config.candidates,
         score_threshold=config.score_threshold,
         nms_iou=config.nms_iou,
         max_detections=config.max_detections,
-        producer={"name": "headstart", "detector": checkpoint.detector},
+        nms="host" if detector.needs_nms else "none",
+        producer=producer(checkpoint),
     )
     file = directory / "model.onnx"
     initialisers, constants = write_onnx(detector, data.height, data.width, config.candidates, file)
@@ -110,8 +113,15 @@ def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Datase
         initialisers=initialisers,
         constants=constants,
         candidates=config.candidates,
+        licences=checkpoint.licences,
         source=checkpoint.key,
     )
+
+
+def producer(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Who made the file of what, and the licences that came with it, where any did: the file may travel alone."""
+    told = {"name": "headstart", "detector": checkpoint.detector}
+    return told | ({"licences": list(checkpoint.licences)} if checkpoint.licences else {})
 
 
 def halved(config: Config, file: Path, reference: Reference) -> tuple[tuple[str, ...], Parity]:

@@ -65,6 +65,7 @@ def run(config: Config, directory: Path, *, checkpoint: DistilledCheckpoint, dat
         images=checkpoint.images,
         seed=checkpoint.seed,
         source=checkpoint.key,
+        licences=checkpoint.licences,
         proof=proof,
     )
 

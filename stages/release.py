@@ -24,8 +24,10 @@ from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel
 from stages.artifacts.reports import AccuracyReport, AccuracyRow, LatencyReport, Report
 from stages.data.coco import CocoSplit
+from stages.detection.planned import planned_licences
 from stages.evaluation.there import BACKENDS
 from stages.exporting.card import card
+from stages.exporting.licence import UNKNOWN, settled
 
 FOLDER = "bundle"
 # Reached by name at run time.
@@ -35,8 +37,12 @@ CODE = BACKENDS
 class Config(BaseConfig):
     name: str = "detector"
     """Name of the model, on its card and in release.json."""
-    licence: str = "unknown"
-    """Licence of the weights, as an SPDX identifier; yours to say: it depends on the data they were trained on."""
+    licence: str = UNKNOWN
+    """Licence of the weights, as an SPDX identifier; yours to say: it depends on the data they were trained on. If it is
+    not given, that of a detector in the chain that brings one (AGPL-3.0 of a yolo)."""
+    licence_reason: str = ""
+    """Why `licence` may be another than a detector of the chain brings, as the number of a commercial licence; it is
+    written on the card."""
     sample: bool = False
     """Put one validation image with its detections into the bundle, so that `deploy verify` can reproduce them, and the
     reference's input and raw outputs on it, for runtimes in other languages. Off by default: the image may not be yours
@@ -50,6 +56,11 @@ def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
     """A bundle holds files, and what was measured on them."""
     if not wired.get("models"):
         yield "a bundle holds exported models and none is wired; add a stage that uses export"
+    brought = {name for node in wired.get("models", ()) for name in planned_licences(node)}
+    try:
+        settled(config.licence, config.licence_reason, brought)
+    except ValueError as problem:
+        yield str(problem)
     if not wired.get("accuracy"):
         yield "a bundle says what AP its files have and nothing measures it; add a stage that uses validate"
 
@@ -67,12 +78,17 @@ def run(
     """Bundle the models, the reference first. Every report guards them: with a failed gate this stage does not run."""
     models = sorted(models, key=lambda one: (one.backend != "onnxruntime", one.precision != "fp32"))
     described = [(one, released(one, file, accuracy, latency, config)) for one, file in named(models)]
+    brought = {name for model in models for name in model.licences}
+    try:
+        licence = settled(config.licence, config.licence_reason, brought)
+    except ValueError as problem:
+        raise UserError(f"release: {problem}") from problem
     sample = first_sample(described, data) if config.sample else None
     made = write(
         directory / FOLDER,
         [(one.path(one.file), model) for one, model in described],
-        {"name": config.name, "licence": config.licence, "provenance": provenance(models, data, reports)},
-        card(config.name, config.licence, described, data),
+        {"name": config.name, "licence": licence.name, "provenance": provenance(models, data, reports)},
+        card(config.name, licence, described, data),
         sample,
     )
     logger.info("bundle: %s", ", ".join(sorted(made.release["files"])))
@@ -152,6 +168,7 @@ def provenance(models: Sequence[ExportedModel], data: Dataset, reports: list[Rep
         "report_keys": [report.key for report in reports],
         "gates_passed": {gate.name: gate.measured for report in reports for gate in report.gates},
         "dataset_fingerprint": data.fingerprint,
+        "licences": sorted({name for one in models for name in one.licences}),
         "commit": made.get("commit"),
         "versions": made.get("versions"),
         "adopted_from": made.get("adopted_from"),

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from pydantic import Field
 
 from pipeline.config import Choice
@@ -64,4 +63,5 @@ def run(config: Config, directory: Path, *, data: Dataset) -> Checkpoint:
         samples=SAMPLES if fitted.iterations else None,
         images=len(training_split(config, data)) if fitted.iterations else 0,
         seed=config.seed,
+        licences=(detector.licence,) if detector.licence else (),
     )

@@ -40,6 +40,8 @@ class TrainedDetector(Artifact):
     seed: int = 0
     source: str = ""
     """Key of the artifact it was made from, if it was made from one (what it was pruned from; who taught it)."""
+    licences: tuple[str, ...] = ()
+    """SPDX identifiers that detectors brought, its own and its teachers'; sorted."""
 
 
 class PruneProof(BaseModel):
@@ -83,6 +85,8 @@ class Teacher(BaseModel):
     """AP from 0 to 1 on the sample, measured before it taught; None where none was taken or nothing is to be found."""
     images: int = 0
     """Validation images of the sample."""
+    licences: tuple[str, ...] = ()
+    """Those of its checkpoint."""
 
 
 class GradientShare(BaseModel):

@@ -129,6 +129,8 @@ class ExportedModel(Artifact):
     constants: int
     """What else it holds: geometry of the anchors, integers of shapes, fills of one value, and the description around a
     foreign graph. There is no third kind."""
+    licences: tuple[str, ...] = ()
+    """Those of the checkpoint."""
     source: str
     """Key of the checkpoint it was exported from, or of the exported model it was quantised or built from; empty of a
     foreign one."""

@@ -25,6 +25,7 @@ from stages.data.augment import AugmentConfig, place
 from stages.data.classes import Classes, keep, selected
 from stages.data.coco import CocoSplit
 from stages.data.coco_document import CocoDocument, parse
+from stages.data.sheet import drawn
 from stages.data.source import RawDataset
 
 IMAGES = 24
@@ -94,29 +95,9 @@ def _cells(
     cells = []
     for index, image in enumerate(chosen):
         placed = place(split.sample(index), spec, plain, np.random.default_rng(0))
-        canvas = Image.fromarray(placed.image_CHW.numpy().transpose(1, 2, 0))
-        boxes = [
-            (box, label, names[label])
-            for box, label in zip(placed.boxes_N4.tolist(), placed.labels_N.tolist(), strict=True)
-        ]
-        cells.append((_drawn(canvas, boxes), Path(image["file_name"]).name))
+        boxes, labels = placed.boxes_N4.tolist(), placed.labels_N.tolist()
+        cells.append((drawn(placed.canvas_HWC, boxes, labels, names, CELL_PX), Path(image["file_name"]).name))
     return cells
-
-
-def _drawn(canvas: Image.Image, boxes: Sequence[tuple[Sequence[float], int, str]]) -> Image.Image:
-    """A canvas at the sheet's size with its boxes; small ones on top."""
-    scale = CELL_PX / max(canvas.size)
-    drawn = canvas.resize((round(canvas.width * scale), round(canvas.height * scale)), Image.Resampling.BICUBIC)
-    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(12)
-    for box, label, name in sorted(boxes, key=lambda one: (one[0][0] - one[0][2]) * (one[0][3] - one[0][1])):
-        x1, y1, x2, y2 = (value * scale for value in box)
-        pen.rectangle((x1, y1, x2, y2), outline=colour(label), width=2)
-        _, _, right, bottom = pen.textbbox((0, 0), name, font=font)
-        top = y1 - bottom - 2 if y1 > bottom + 2 else y1 + 2
-        left = max(0.0, min(x1, drawn.width - right - 3))
-        pen.rectangle((left, top, left + right + 3, top + bottom + 2), fill=colour(label))
-        pen.text((left + 2, top), name, fill="black", font=font)
-    return drawn
 
 
 def _sheet(cells: Sequence[tuple[Image.Image, str]], legend: Sequence[str]) -> Image.Image:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deploy.drawing import colour
 from deploy.image import ImageSpec
-from stages.data.augment import AugmentConfig
+from stages.data.augment import AugmentConfig, Pixels
 from stages.data.coco import CocoSplit
 from stages.data.loader import Batch, training_batches
 
@@ -37,16 +37,28 @@ def sample_sheet(
 def _panels(batch: Batch, classes: Sequence[str]) -> Iterable[Image.Image]:
     for image_CHW, boxes_N4, labels_N in zip(batch.images_BCHW, batch.boxes, batch.labels, strict=True):
         pixels_HWC = np.ascontiguousarray(image_CHW.permute(1, 2, 0).numpy())
-        scale = PANEL_PX / max(pixels_HWC.shape)
-        size = [max(1, round(side * scale)) for side in (pixels_HWC.shape[1], pixels_HWC.shape[0])]
-        panel = Image.fromarray(pixels_HWC).resize((size[0], size[1]), Image.Resampling.BICUBIC)
-        pen, font = ImageDraw.Draw(panel), ImageFont.load_default(10)
-        for box, label in zip((boxes_N4 * scale).tolist(), labels_N.tolist(), strict=True):
-            pen.rectangle(box, outline=colour(label), width=2)
-            place = pen.textbbox((box[0] + 2, max(0.0, box[1])), classes[label], font=font)
-            pen.rectangle(place, fill=colour(label))
-            pen.text((box[0] + 2, max(0.0, box[1])), classes[label], fill="black", font=font)
-        yield panel
+        yield drawn(pixels_HWC, boxes_N4.tolist(), labels_N.tolist(), classes, PANEL_PX)
+
+
+def drawn(
+    pixels_HWC: Pixels, boxes: Sequence[Sequence[float]], labels: Sequence[int], classes: Sequence[str], longest_px: int
+) -> Image.Image:
+    """A canvas, its longer side `longest_px`, with its boxes (xyxy in pixels of the canvas) and their classes; small ones on
+    top."""
+    scale = longest_px / max(pixels_HWC.shape)
+    size = max(1, round(pixels_HWC.shape[1] * scale)), max(1, round(pixels_HWC.shape[0] * scale))
+    panel = Image.fromarray(pixels_HWC).resize(size, Image.Resampling.BICUBIC)
+    pen, font = ImageDraw.Draw(panel), ImageFont.load_default(max(10, longest_px // 26))
+    rows = sorted(zip(boxes, labels, strict=True), key=lambda row: (row[0][0] - row[0][2]) * (row[0][3] - row[0][1]))
+    for box, label in rows:
+        x1, y1, x2, y2 = (value * scale for value in box)
+        pen.rectangle((x1, y1, x2, y2), outline=colour(label), width=2)
+        _, _, right, bottom = pen.textbbox((0, 0), classes[label], font=font)
+        top = y1 - bottom - 2 if y1 > bottom + 2 else y1 + 2
+        left = max(0.0, min(x1, panel.width - right - 3))
+        pen.rectangle((left, top, left + right + 3, top + bottom + 2), fill=colour(label))
+        pen.text((left + 2, top), classes[label], fill="black", font=font)
+    return panel
 
 
 def _tiled(panels: Sequence[Image.Image]) -> Image.Image:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import BaseConfig
-from stages.detection.dense_head import DenseHead
 from stages.detection.pyramid import IMAGENET_MEAN, IMAGENET_STD
 from stages.detection.records import (
     Candidates,
@@ -46,6 +46,10 @@ class Detector(nn.Module, ABC):
     """Settings of sensible students, for training from random weights: `pipeline init` chooses among those of all detectors
     by their operations."""
     config: Any  # as it was built with
+    licence: ClassVar[str] = ""  # SPDX identifier, where the detector's code brings one that weights may fall under
+    needs_nms: bool = True  # whether candidates still hold duplicates
+    head_only: frozenset[str] = frozenset()  # losses of its own that teach its head alone, and are not meant to do more
+    done: float = 0.0  # share of the training behind it, for losses that shift with it; the training sets it each step
     classes: int  # background not counted
     strides: tuple[int, ...]  # of the levels, finest first
     channels: tuple[int, ...]  # of the levels
@@ -87,6 +91,13 @@ class Detector(nn.Module, ABC):
     ) -> tuple[Proposals, ...]:
         """Detached class-agnostic proposals per image, clipped to `sizes`."""
 
+    def unpickle(self, file: Path, class_names: Sequence[str]) -> dict[str, Tensor]:
+        """As `convert`, of a file that only unpickling opens, which may run code: called where the user trusts it.
+
+        Raises ValueError where this detector knows no such files, or not this one.
+        """
+        raise ValueError(f"a {type(self).__name__} has no pickled checkpoints; give a plain state dict")
+
     @abstractmethod
     def convert(self, state: Mapping[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
         """A published torchvision state dict as this detector's: classes are matched by name.
@@ -100,10 +111,11 @@ class Detector(nn.Module, ABC):
 
 
 class DenseDetector(Detector):
-    """A detector whose head speaks of every anchor; `head` holds towers and output convolutions as named modules."""
+    """A detector whose head speaks of every anchor; `head` holds towers and output convolutions as named modules: a
+    DenseHead where all levels share them."""
 
     exportable = True
-    head: DenseHead
+    head: nn.Module
     per_cell: int  # anchors of a cell
     tower_channels: int  # of `class_tower`
 

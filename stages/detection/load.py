@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from stages.detection import openmmlab
 from stages.detection.backbone import Backbone
 from stages.detection.detector import Detector
-from stages.detection.published import read, tensors
+from stages.detection.published import must_unpickle, read, tensors
 from stages.detection.pyramid import carry_eps
 
 
@@ -36,13 +36,18 @@ def load_detector(settings: Mapping[str, Any], classes: int, weights: Path) -> D
     return detector.eval()
 
 
-def load_published(detector: Detector, file: Path, class_names: Sequence[str]) -> None:
-    """Put a checkpoint (ours in safetensors, torchvision's, or OpenMMLab's) into a detector, strictly.
+def load_published(
+    detector: Detector, file: Path, class_names: Sequence[str], trust: bool = False, sha256: str | None = None
+) -> None:
+    """Put a checkpoint (ours in safetensors, torchvision's, OpenMMLab's, or what else the detector takes) into a detector,
+    strictly.
 
-    Raises UserError where the file is not what its name says or no plain state dict, its tensors are not this detector's,
-    or it was trained with other settings than the detector has.
+    A file that only unpickling opens needs `trust` and `sha256`, see `published.must_unpickle`. Raises UserError where it has
+    them not, where the file is not what its name or its hash says, its tensors are not this detector's, or it was trained
+    with other settings than the detector has.
     """
-    content = read(file)
+    pickled = must_unpickle(file, trust, sha256)
+    content = {} if pickled else read(file)
     try:
         if file.suffix == ".safetensors":
             known = class_names_of(file)
@@ -51,6 +56,8 @@ def load_published(detector: Detector, file: Path, class_names: Sequence[str]) -
                     f"it knows the classes {known[:5]}, the dataset has {list(class_names[:5])} (first five)"
                 )
             state = tensors(content)
+        elif pickled:
+            state = detector.unpickle(file, class_names)
         elif openmmlab.is_openmmlab(content):
             state = openmmlab.convert(detector, content, class_names)
         else:
@@ -72,8 +79,11 @@ def load_backbone(detector: Detector, file: Path) -> None:
     Raises UserError naming the tensors that the backbone has and the file has not (or in another shape), and where the
     detector prepares its images otherwise than the file was trained with.
     """
-    body = detector.get_submodule("backbone.body")
-    assert isinstance(body, Backbone)
+    body = getattr(getattr(detector, "backbone", None), "body", None)
+    if not isinstance(body, Backbone):
+        raise UserError(
+            f"backbone_weights {file}: a {type(detector).__name__} has no backbone of its own to load; give `weights`"
+        )
     state = tensors(read(file))
     ahead = next((one for one in ("backbone.body.", "backbone.") if any(key.startswith(one) for key in state)), "")
     state = body.convert({key.removeprefix(ahead): value for key, value in state.items() if key.startswith(ahead)})

@@ -89,6 +89,34 @@ def read(file: Path) -> dict[str, Any]:
     return dict(found)
 
 
+def must_unpickle(file: Path, trust: bool, sha256: str | None) -> bool:
+    """Whether only unpickling opens a file, which may run code: that needs the user's `trust` in the very file of this
+    `sha256`. Raises UserError where it has neither, and where the file has another hash than given or in its name."""
+    verify(file)
+    real = digest.of_file(file)
+    if sha256 is not None and sha256 != real:
+        raise UserError(
+            f"weights {file}: its sha256 is {real}, {sha256} was given; get the file that was meant, or set the hash of "
+            "the one that you trust"
+        )
+    pickled = [] if file.suffix == ".safetensors" else unsafe_names(file)
+    if pickled and not (trust and sha256):
+        raise UserError(
+            f"weights {file}: a pickled model, whose opening calls {', '.join(pickled[:3])} and may run any code that its "
+            f"maker put in; if you trust who made it, set trust: true and sha256: {real}; else have its state dict saved"
+        )
+    return bool(pickled)
+
+
+def unsafe_names(file: Path) -> list[str]:
+    """The classes and functions that opening a checkpoint would call, beside those that torch knows to be harmless; none
+    of a plain state dict, or of what is no checkpoint. Nothing is unpickled."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    except Exception:
+        return []  # an old format or no checkpoint at all: `read`, which unpickles tensors alone, says what it is
+
+
 def tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict of what `read` gives, whether it lies at the top or inside."""
     inside = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)

@@ -106,6 +106,7 @@ def record(
         images=len(training_split(config, data)),
         seed=config.seed,
         source=source,
+        licences=tuple(sorted({task.student.licence, *(name for one in teachers for name in one.licences)} - {""})),
         methods={name: choice.dump() for name, choice in config.methods.items()},
         teachers=teachers,
         gradients=tuple(gradients.shares(measured)),

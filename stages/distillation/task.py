@@ -54,6 +54,7 @@ class DistillationTask(TrainingTask):
 
     def forward(self, images_BCHW: Tensor, targets: Targets, clock: Clock) -> dict[str, Tensor]:
         """Images (uint8 or float, [0, 255]) and their targets to losses named `student/...` and `METHOD/...`."""
+        self.student.done = clock.iteration / clock.iterations
         features = self.student.features(images_BCHW)
         predictions = self.student.predict(features, targets)
         losses = {f"student/{name}": loss for name, loss in self.student.loss(predictions, targets).items()}
@@ -71,7 +72,9 @@ class DistillationTask(TrainingTask):
                 batch = batches.get(self._taught_by[name] or "", seen)
                 losses |= {f"{name}/{term}": loss for term, loss in method(batch).items()}
             if self.training:
-                self._gradients.measure(losses, features, clock)
+                head_only = {f"student/{name}" for name in self.student.head_only}
+                reaching = {name: loss for name, loss in losses.items() if name not in head_only}
+                self._gradients.measure(reaching, features, clock)
         return losses
 
     def observations(self) -> dict[str, float]:

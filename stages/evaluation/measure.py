@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -28,11 +29,16 @@ def contract_for(data: Dataset, candidates: int = 1000, **settings: Any) -> Cont
     )
 
 
+def followed_by(detector: Detector, contract: Contract) -> Contract:
+    """The contract as this detector in PyTorch follows it: with NMS by the host, or by nobody where it needs none."""
+    return replace(contract, nms="host" if detector.needs_nms else "none")
+
+
 def accuracy_of(
     detector: Detector, data: Dataset, contract: Contract | None = None, evaluator: str = "hotcoco"
 ) -> tuple[Accuracy, list[dict[str, Any]]]:
     """The 12 COCO statistics on the validation split, and the COCO results they come from."""
-    contract = contract or contract_for(data)
+    contract = followed_by(detector, contract or contract_for(data))
     with Predictor(InMemory(detector, contract.candidates), contract) as predictor:
         return evaluate_predictor(
             predictor, data.folder("val"), data.annotations("val"), batch_size=BATCH, evaluator=evaluator

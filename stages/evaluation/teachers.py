@@ -19,7 +19,7 @@ from stages.artifacts.dataset import Dataset
 from stages.detection.detector import Detector
 from stages.detection.load import checksum
 from stages.evaluation.in_memory import InMemory
-from stages.evaluation.measure import BATCH, contract_for
+from stages.evaluation.measure import BATCH, contract_for, followed_by
 
 
 def sampled_ap(detector: Detector, data: Dataset, images: int) -> float | None:
@@ -30,7 +30,7 @@ def sampled_ap(detector: Detector, data: Dataset, images: int) -> float | None:
     document["images"] = [document["images"][row] for row in rows]
     kept = {image["id"] for image in document["images"]}
     document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]
-    contract = contract_for(data)
+    contract = followed_by(detector, contract_for(data))
     with tempfile.TemporaryDirectory() as folder, Predictor(InMemory(detector, contract.candidates), contract) as run:
         annotations = Path(folder) / "sample.json"
         annotations.write_text(json.dumps(document))
@@ -67,5 +67,8 @@ def examined(
                 f"distill: the teacher {one.name} has {100 * (ap or 0.0):.1f} AP on a sample of {images} validation images, "
                 f"min_teacher_ap asks for {100 * least:.1f}; train it longer, wire a better one, or lower min_teacher_ap"
             )
-        found.append(Teacher(name=one.name, key=one.key, checksum=checksum(detector), ap=ap, images=images))
+        told = Teacher(
+            name=one.name, key=one.key, licences=one.licences, checksum=checksum(detector), ap=ap, images=images
+        )
+        found.append(told)
     return tuple(found)

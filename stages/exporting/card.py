@@ -9,15 +9,16 @@ from deploy.contract import Contract
 from deploy.manifest import Model
 from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel
+from stages.exporting.licence import Licence
 
 
-def card(name: str, licence: str, models: Sequence[tuple[ExportedModel, Model]], data: Dataset) -> str:
+def card(name: str, licence: Licence, models: Sequence[tuple[ExportedModel, Model]], data: Dataset) -> str:
     """The model card, as the Hugging Face hub reads it; `models` are the reference first."""
     reference, contract = models[0][0], models[0][1].contract
     shown = ", ".join(data.classes[:12]) + (", ..." if len(data.classes) > 12 else "")
     lines = [
         "---",
-        f"license: {licence}",
+        f"license: {licence.name}",
         "pipeline_tag: object-detection",
         "library_name: onnx",
         "---",
@@ -48,6 +49,7 @@ def card(name: str, licence: str, models: Sequence[tuple[ExportedModel, Model]],
         "",
         f"{data.train.image_count} training and {data.val.image_count} validation images. {data.attribution}".strip(),
         "",
+        *(["## Licence", "", " ".join(licence.sentences), ""] if licence.sentences else []),
     ]
     return "\n".join(lines)
 

@@ -86,7 +86,7 @@ def _assert_dynamic(model: onnx.ModelProto) -> None:
 
 def trace_initialisers(written: onnx.ModelProto, model: Detector, images_BHWC: Tensor) -> tuple[int, int]:
     """Count the file's initialisers (and constant nodes): learnt tensors of the (folded) detector, and constants, which
-    are geometry of its anchors or carry nothing learnt: integers of shapes, single numbers, fills of one value.
+    are geometry of its anchors or carry nothing learnt: integers of shapes, factors of resizing, single numbers, fills.
 
     Raises VerdictError naming those that are none of these.
     """
@@ -100,12 +100,13 @@ def trace_initialisers(written: onnx.ModelProto, model: Detector, images_BHWC: T
     # As they are, and as the sides by which distances from a point are scaled (FCOS).
     known |= {content_of(boxes.contiguous().cpu().numpy()) for boxes in (anchors, sizes.repeat(1, 2))}
     foreign, traced, constants = [], 0, 0
+    factors = {node.input[2] for node in written.graph.node if node.op_type == "Resize" and len(node.input) > 2}
     attributes = [a for node in written.graph.node if node.op_type == "Constant" for a in node.attribute]
     for tensor in [*written.graph.initializer, *(a.t for a in attributes if a.HasField("t"))]:
         array = numpy_helper.to_array(tensor)
         if content_of(array) in learnt:
             traced += 1
-        elif says_nothing(array) or content_of(array) in known:
+        elif tensor.name in factors or says_nothing(array) or content_of(array) in known:
             constants += 1
         else:
             foreign.append(f"{tensor.name} {list(array.shape)}")

@@ -36,8 +36,12 @@ class SessionConfig(TrainingConfig):
     """Settings of every stage that trains a detector."""
 
     weights: PublishedFile | None = None
-    """Weights of the whole detector to begin with: ours (safetensors), or torchvision's or OpenMMLab's (classes are matched by
-    name); a path, or the name of a file in `weights/` or in the folder of torch hub."""
+    """Weights of the whole detector to begin with: ours (safetensors), torchvision's, OpenMMLab's or, for a yolo,
+    Ultralytics' (classes are matched by name); a path, or the name of a file in `weights/` or in the folder of torch hub."""
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """sha256 that the file `weights` must have."""
+    trust: bool = False
+    """Open `weights` even if it is a pickled model, which may run code: yours to say, of the one file with `sha256`."""
     backbone_weights: PublishedFile | None = None
     """Weights for the backbone to begin with: torchvision's or timm's classification checkpoint, or the backbone of a
     detector's; found as `weights` are."""
@@ -57,6 +61,10 @@ def contradictions(config: SessionConfig) -> Iterator[str]:
     """Settings that cannot both be meant, or not here."""
     if config.weights and config.backbone_weights:
         yield "give `weights` or `backbone_weights`, not both"
+    if (config.sha256 or config.trust) and not config.weights:
+        yield "sha256 and trust speak of the file `weights`, and none is given; give it, or remove them"
+    if config.trust and not config.sha256:
+        yield "trust is in one file alone; set sha256, the hash of `weights`"
     if config.weights is None and (config.steps == 0 or config.epochs == 0):
         yield "steps or epochs of 0 only load weights, and no `weights` are given; give them, or train"
     if config.cache != "none" and config.workers != 0 and start_method() != "fork":
@@ -68,7 +76,7 @@ def contradictions(config: SessionConfig) -> Iterator[str]:
 def begin(detector: Detector, config: SessionConfig, class_names: Sequence[str]) -> None:
     """Put the given weights, if any, into a new detector. Raises UserError where they are not its own."""
     if config.weights:
-        load_published(detector, config.weights.path, class_names)
+        load_published(detector, config.weights.path, class_names, config.trust, config.sha256)
     if config.backbone_weights:
         load_backbone(detector, config.backbone_weights.path)
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stages.detection.dense_head import DenseConfig, Distances, TowerNorm, dense_head
+from stages.detection.dense_head import DenseConfig, DenseHead, Distances, TowerNorm, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.points import PointRules, point_grid, predict_points
 from stages.detection.precision import at_least_single
@@ -28,6 +28,7 @@ class FCOS(DenseDetector):
     """With the default settings and equal weights it equals torchvision's `fcos_resnet50_fpn`."""
 
     openmmlab: ClassVar[tuple[str, ...]] = ("FCOS",)
+    head: DenseHead
 
     class Config(DenseConfig):
         head_norm: TowerNorm = "group"

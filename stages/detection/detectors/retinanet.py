@@ -13,7 +13,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from stages.detection.anchors import AnchorGrid, AnchorKind
-from stages.detection.dense_head import DenseConfig, dense_head
+from stages.detection.dense_head import DenseConfig, DenseHead, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.precision import at_least_single
 from stages.detection.proposals import class_agnostic_proposals
@@ -26,6 +26,7 @@ class RetinaNet(DenseDetector):
     """With the default settings and equal weights it equals torchvision's `retinanet_resnet50_fpn`."""
 
     openmmlab: ClassVar[tuple[str, ...]] = ("RetinaNet",)
+    head: DenseHead
 
     class Config(DenseConfig):
         anchor_scale: float = Field(default=4.0, gt=0)

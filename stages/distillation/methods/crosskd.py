@@ -27,6 +27,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from pipeline.errors import UserError
+from stages.detection.dense_head import DenseHead
 from stages.detection.detector import DenseDetector, Detector
 from stages.detection.detectors.retinanet import RetinaNet
 from stages.detection.records import DensePredictions, Targets
@@ -112,13 +113,17 @@ class CrossKD(DistillationMethod):
 
     def __init__(self, config: CrossKD.Config, student: Detector, teacher: Detector | None) -> None:
         super().__init__(config, student, teacher)
-        if not isinstance(student, DenseDetector) or not isinstance(teacher, RetinaNet):
+        if (
+            not isinstance(student, DenseDetector)
+            or not isinstance(student.head, DenseHead)
+            or not isinstance(teacher, RetinaNet)
+        ):
             raise UserError(
-                "method crosskd: it sends a dense student's tower through a RetinaNet teacher's head, was given "
-                f"{kinds(student, teacher)}; for other pairs take pkd or head"
+                "method crosskd: it sends a tower that all levels of a dense student share through a RetinaNet teacher's "
+                f"head, was given {kinds(student, teacher)}; for other pairs take pkd or head"
             )
         self.config = config
-        own, depth = (len(d.head.classification_head.conv) for d in (student, teacher))
+        own, depth = (len(head.classification_head.conv) for head in (student.head, teacher.head))
         if config.convs > depth:
             raise UserError(
                 f"method crosskd: features enter after {config.convs} convolutions, the teacher's towers have {depth}; "
@@ -162,6 +167,7 @@ class CrossKD(DistillationMethod):
         assert isinstance(batch.student, DenseDetector)
         mine, theirs = batch.features.levels[s], batch.teacher_features.levels[t]
         own, guide = batch.student.head, teacher.head
+        assert isinstance(own, DenseHead)
         tower, output = guide.classification_head.conv, guide.classification_head.cls_logits
         logits = self._crossed(own.classification_head.conv, tower, output, self.cls_adapter, mine, theirs)
         tower, output = guide.regression_head.conv, guide.regression_head.bbox_reg
