@@ -103,6 +103,7 @@ class DenseDetector(Detector):
     head: DenseHead
     per_cell: int  # anchors of a cell
     tower_channels: int  # of `class_tower`
+    bins: int = 0  # of the distributions of a box's sides; 0 where sides are regressed directly
 
     @abstractmethod
     def predict(self, features: Features, targets: Targets | None = None) -> DensePredictions: ...

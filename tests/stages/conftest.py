@@ -23,6 +23,18 @@ STUDENT = {
     **TINY,
 }
 POINTS = {"name": "fcos", "extra_levels": 1, "head_convs": 1, "reach": 2, **TINY}
+DISTRIBUTIONS = {
+    "name": "gfl",
+    "neck": "pan",
+    "extra_levels": 1,
+    "head_convs": 1,
+    "head_kind": "depthwise",
+    "head_norm": "batch",
+    "head_kernel": 1,
+    "anchor_scale": 4,
+    "bins": 8,
+    **TINY,
+}
 TEACHER = {
     "name": "faster_rcnn",
     "extra_levels": 0,
@@ -81,6 +93,12 @@ def student_settings():
 def points_settings():
     """A tiny FCOS."""
     return POINTS
+
+
+@pytest.fixture(scope="session")
+def distributions_settings():
+    """A tiny GFL."""
+    return DISTRIBUTIONS
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from stages.detection.backbones import pyramid, run_pyramid
+from stages.detection.candidates import best_candidates
 from stages.detection.dense_head import DenseConfig, TowerNorm, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.points import PointRules, point_grid, predict_points
@@ -44,7 +45,7 @@ class FCOS(DenseDetector):
         self.anchors = point_grid(self.strides)
         self.per_cell = self.anchors.per_cell
         self.tower_channels = config.tower_channels
-        self.head = dense_head(config, self.per_cell, classes, distances=True)
+        self.head = dense_head(config, len(self.strides), self.per_cell, classes, distances=True)
         self.rules = PointRules(config.centre_radius, config.reach)
 
     @classmethod
@@ -66,11 +67,9 @@ class FCOS(DenseDetector):
         comes after the cut, which changes nothing."""
         assert predictions.quality_BA is not None
         quality = at_least_single(predictions.quality_BA).sigmoid()
-        flat = (at_least_single(predictions.logits_BAK).sigmoid() * quality[..., None]).flatten(1)
-        scores, index = flat.topk(min(count, flat.shape[1]), dim=1)
-        point = torch.div(index, self.classes, rounding_mode="floor")
-        boxes = predictions.boxes_BA4.gather(1, point[..., None].expand(-1, -1, 4))
-        return Candidates(boxes, scores.sqrt(), index % self.classes, point)
+        scores = at_least_single(predictions.logits_BAK).sigmoid() * quality[..., None]
+        best = best_candidates(scores, predictions.boxes_BA4, count)
+        return replace(best, scores_BN=best.scores_BN.sqrt())
 
     def proposals(
         self, predictions: DensePredictions, sizes: Sequence[tuple[int, int]], settings: ProposalSettings

@@ -13,6 +13,7 @@ from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from stages.detection.anchors import AnchorGrid
 from stages.detection.backbones import pyramid, run_pyramid
+from stages.detection.candidates import by_probability
 from stages.detection.dense_head import DenseConfig, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.precision import at_least_single
@@ -41,7 +42,7 @@ class RetinaNet(DenseDetector):
         self.anchors = AnchorGrid(self.strides, config.anchor_scale, config.anchor_octaves, config.aspect_ratios)
         self.per_cell = self.anchors.per_cell
         self.tower_channels = config.tower_channels
-        self.head = dense_head(config, self.per_cell, classes)
+        self.head = dense_head(config, len(self.strides), self.per_cell, classes)
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
 
@@ -93,11 +94,7 @@ class RetinaNet(DenseDetector):
 
     def candidates(self, predictions: DensePredictions, count: int) -> Candidates:
         """Top `count` of all (anchor, class) pairs by logit; the sigmoid comes after the cut, which changes nothing."""
-        flat = predictions.logits_BAK.flatten(1)
-        scores, index = flat.topk(min(count, flat.shape[1]), dim=1)
-        anchor = torch.div(index, self.classes, rounding_mode="floor")
-        boxes = predictions.boxes_BA4.gather(1, anchor[..., None].expand(-1, -1, 4))
-        return Candidates(boxes, scores.sigmoid(), index % self.classes, anchor)
+        return by_probability(predictions, count)
 
     def proposals(
         self, predictions: DensePredictions, sizes: Sequence[tuple[int, int]], settings: ProposalSettings

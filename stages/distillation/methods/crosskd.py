@@ -118,7 +118,7 @@ class CrossKD(DistillationMethod):
                 f"{kinds(student, teacher)}; for other pairs take pkd or head"
             )
         self.config = config
-        own, depth = (len(d.head.classification_head.conv) for d in (student, teacher))
+        own, depth = (len(d.head.classification_head.tower(0)) for d in (student, teacher))
         if config.convs > depth:
             raise UserError(
                 f"method crosskd: features enter after {config.convs} convolutions, the teacher's towers have {depth}; "
@@ -162,10 +162,12 @@ class CrossKD(DistillationMethod):
         assert isinstance(batch.student, DenseDetector)
         mine, theirs = batch.features.levels[s], batch.teacher_features.levels[t]
         own, guide = batch.student.head, teacher.head
-        tower, output = guide.classification_head.conv, guide.classification_head.cls_logits
-        logits = self._crossed(own.classification_head.conv, tower, output, self.cls_adapter, mine, theirs)
-        tower, output = guide.regression_head.conv, guide.regression_head.bbox_reg
-        deltas = by_anchor(self._crossed(own.regression_head.conv, tower, output, self.box_adapter, mine, theirs), 4)
+        tower, output = guide.classification_head.tower(t), guide.classification_head.cls_logits
+        logits = self._crossed(own.classification_head.tower(s), tower, output, self.cls_adapter, mine, theirs)
+        tower, output = guide.regression_head.tower(t), guide.regression_head.bbox_reg
+        deltas = by_anchor(
+            self._crossed(own.regression_head.tower(s), tower, output, self.box_adapter, mine, theirs), 4
+        )
         begin = sum(predictions.anchors.per_level[:t])
         anchors = predictions.anchors.boxes_A4[begin : begin + deltas.shape[1]].repeat(len(deltas), 1)
         boxes: Tensor = teacher.coder.decode_single(deltas.flatten(0, 1), anchors)
