@@ -35,6 +35,7 @@ METHODS = {  # settings that fit the tiny pair
     "fitnet": {},
     "hands_on": {"warmup": 0},
     "head": {"rois": 8, "proposals": 16, "warmup": 0},
+    "ld": {"main": 1.0, "valuable": 1.0},
     "mgd": {"weight": 0.01},
     "pkd": {"weight": 1.0},
     "task_adaptive": {"classification": 0, "regression": 0},
@@ -49,7 +50,11 @@ METHODS = {  # settings that fit the tiny pair
         },
     },
 }
-TEACHERS = {"crosskd": {**STUDENT, "extra_levels": 0, "neck_channels": 16, "head_convs": 2}}  # where it is not TEACHER
+STUDENTS = {"ld": DISTRIBUTIONS}  # where it is not STUDENT
+TEACHERS = {  # where it is not TEACHER
+    "crosskd": {**STUDENT, "extra_levels": 0, "neck_channels": 16, "head_convs": 2},
+    "ld": {**DISTRIBUTIONS, "neck": "fpn", "extra_levels": 0},
+}
 SIZE = (96, 128)
 
 
@@ -183,7 +188,7 @@ def test_geometry_is_in_full_precision_under_autocast(name, build):
 @pytest.fixture
 def pair(build, name):
     """A student and a teacher that the method fits, of other strides and, to make adapters, of other channels."""
-    return build({**STUDENT, "neck_channels": 24}), build(TEACHERS.get(name, TEACHER))
+    return build({**STUDENTS.get(name, STUDENT), "neck_channels": 24}), build(TEACHERS.get(name, TEACHER))
 
 
 def make_method(name, student, teacher, **settings):

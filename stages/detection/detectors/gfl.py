@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
-from stages.detection.assignment import atss, squares
+from stages.detection.assignment import Assignment, atss, squares
 from stages.detection.backbones import pyramid, run_pyramid
 from stages.detection.candidates import by_probability
 from stages.detection.dense_head import DenseConfig, TowerNorm, dense_head
@@ -26,7 +26,15 @@ from stages.detection.pan import PathAggregation
 from stages.detection.points import CODER, point_grid
 from stages.detection.precision import at_least_single
 from stages.detection.proposals import class_agnostic_proposals
-from stages.detection.records import Candidates, DensePredictions, Features, Proposals, ProposalSettings, Targets
+from stages.detection.records import (
+    Anchors,
+    Candidates,
+    DensePredictions,
+    Features,
+    Proposals,
+    ProposalSettings,
+    Targets,
+)
 
 
 class GFL(DenseDetector):
@@ -90,8 +98,7 @@ class GFL(DenseDetector):
         probability of each positive and divided by the sum of these weights, at least 1."""
         anchors, sides = predictions.anchors, predictions.sides_BA4N
         assert sides is not None
-        around = squares(anchors, self.config.anchor_scale)
-        matches = [atss(truth, around, anchors.per_level, self.config.nearest).match_A for truth in targets.boxes]
+        matches = [self.assign(truth, anchors).match_A for truth in targets.boxes]
         image, point = torch.where(torch.stack(matches) >= 0)
         owners = [match[match >= 0] for match in matches]
         truth = torch.cat([boxes[owner] for boxes, owner in zip(targets.boxes, owners, strict=True)])
@@ -110,6 +117,11 @@ class GFL(DenseDetector):
             "box": self.config.box * (generalized_box_iou_loss(boxes, truth) * weight).sum() / whole,
             "dfl": self.config.dfl * (focal * weight).sum() / whole,
         }
+
+    def assign(self, truth_N4: Tensor, anchors: Anchors) -> Assignment:
+        """Which point stands for which object of one image."""
+        around = squares(anchors, self.config.anchor_scale)
+        return atss(truth_N4, around, anchors.per_level, self.config.nearest)
 
     def candidates(self, predictions: DensePredictions, count: int) -> Candidates:
         """By the class score alone: it is the box's quality too."""
