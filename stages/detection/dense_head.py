@@ -91,8 +91,8 @@ class TowerShape:
         return nn.Sequential(*blocks)
 
 
-def _flatten(map_BCHW: Tensor, size: int) -> Tensor:
-    """(B, anchors * size, H, W) to (B, H * W * anchors, size): row, column, anchor."""
+def by_anchor(map_BCHW: Tensor, size: int) -> Tensor:
+    """(B, anchors * size, H, W) to (B, H * W * anchors, size): row, column, anchor, the order of `Anchors`."""
     batch, _, rows, columns = map_BCHW.shape
     split = map_BCHW.view(batch, -1, size, rows, columns)
     return split.permute(0, 3, 4, 1, 2).reshape(batch, -1, size)
@@ -128,7 +128,7 @@ class ClassificationHead(Branch):
     def forward(self, levels: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Level maps BCHW to (tower maps, logits_BAK)."""
         towers = self.maps(levels)
-        return towers, torch.cat([_flatten(self.cls_logits(tower), self.classes) for tower in towers], 1)
+        return towers, torch.cat([by_anchor(self.cls_logits(tower), self.classes) for tower in towers], 1)
 
 
 class RegressionHead(Branch):
@@ -143,7 +143,7 @@ class RegressionHead(Branch):
     def forward(self, levels: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Level maps BCHW to (tower maps, deltas_BA4)."""
         towers = self.maps(levels)
-        return towers, torch.cat([_flatten(self.bbox_reg(tower), 4 * self.numbers) for tower in towers], 1)
+        return towers, torch.cat([by_anchor(self.bbox_reg(tower), 4 * self.numbers) for tower in towers], 1)
 
 
 class DistanceHead(RegressionHead):
@@ -160,7 +160,7 @@ class DistanceHead(RegressionHead):
 
     def centerness(self, towers: tuple[Tensor, ...]) -> Tensor:
         """Tower maps to the centerness logits (B, A)."""
-        return torch.cat([_flatten(self.bbox_ctrness(tower), 1) for tower in towers], 1).squeeze(-1)
+        return torch.cat([by_anchor(self.bbox_ctrness(tower), 1) for tower in towers], 1).squeeze(-1)
 
 
 class DistributionHead(RegressionHead):

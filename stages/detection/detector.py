@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import BaseConfig
-from stages.detection.dense_head import DenseHead
 from stages.detection.records import (
     Candidates,
     DensePredictions,
@@ -97,12 +96,13 @@ class Detector(nn.Module, ABC):
 
 
 class DenseDetector(Detector):
-    """A detector whose head speaks of every anchor; `head` holds towers and output convolutions as named modules."""
+    """A detector whose head speaks of every anchor. `head` holds towers and output convolutions as named modules: a
+    `DenseHead`, or one of its own kind where the towers differ from level to level."""
 
     exportable = True
-    head: DenseHead
+    head: nn.Module
     per_cell: int  # anchors of a cell
-    tower_channels: int  # of `class_tower`
+    tower_channels: int | None  # of `class_tower`; None where they differ from level to level
     bins: int = 0  # of the distributions of a box's sides; 0 where sides are regressed directly
 
     @abstractmethod

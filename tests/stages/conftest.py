@@ -35,6 +35,7 @@ DISTRIBUTIONS = {
     "bins": 8,
     **TINY,
 }
+SSD = {"name": "ssdlite", "width": 0.25}
 TEACHER = {
     "name": "faster_rcnn",
     "extra_levels": 0,
@@ -99,6 +100,12 @@ def points_settings():
 def distributions_settings():
     """A tiny GFL."""
     return DISTRIBUTIONS
+
+
+@pytest.fixture(scope="session")
+def ssd_settings():
+    """A narrow SSDLite."""
+    return SSD
 
 
 @pytest.fixture(scope="session")

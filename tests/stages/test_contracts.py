@@ -19,12 +19,13 @@ from stages.distillation.method import DistillationMethod
 from stages.distillation.task import DistillationTask
 from stages.training.clock import Clock
 
-from .conftest import CASCADE, DISTRIBUTIONS, POINTS, STUDENT, TEACHER
+from .conftest import CASCADE, DISTRIBUTIONS, POINTS, SSD, STUDENT, TEACHER
 
 SETTINGS = {
     "retinanet": STUDENT,
     "fcos": POINTS,
     "gfl": DISTRIBUTIONS,
+    "ssdlite": SSD,
     "faster_rcnn": TEACHER,
     "cascade_rcnn": CASCADE,
 }  # a tiny form of each detector
@@ -66,6 +67,11 @@ def methods():
     return lookup.names("stages.distillation.methods")
 
 
+def pyramids():
+    """Those with any of our backbones."""
+    return [name for name in detectors() if "backbone" in SETTINGS[name]]
+
+
 def backbones():
     return ["tiny", "resnet18", "resnet50", "resnet101", "mobilenet_v2"]
 
@@ -96,8 +102,8 @@ def test_detector_overfits_one_image(name, build, batch):
         torch.stack(list(losses.values())).sum().backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in detector.parameters())
         optimizer.step()
-    with torch.no_grad():
-        found = detector.eval()(images, 20)
+    with torch.no_grad():  # by the batch's own statistics: the running ones have not got there in so few steps
+        found = detector(images, 20)
     assert found.labels_BN[0, 0] == targets.labels[0][0]
     assert box_iou(found.boxes_BN4[0, :1], targets.boxes[0]) > 0.5
     assert found.scores_BN[0, 0] > 2 * found.scores_BN[1, 0]
@@ -149,7 +155,7 @@ def test_a_batch_without_objects_has_finite_losses_and_gradients(name, build, ba
 
 
 @pytest.mark.parametrize("backbone", backbones())
-@pytest.mark.parametrize("name", detectors())
+@pytest.mark.parametrize("name", pyramids())
 def test_every_backbone_fits_every_detector(name, backbone, build):
     settings = {**SETTINGS[name], "backbone": backbone, "trainable_layers": 3, "backbone_norm": "frozen"}
     detector = build(settings).eval()

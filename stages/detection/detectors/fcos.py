@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stages.detection.backbones import pyramid, run_pyramid
 from stages.detection.candidates import best_candidates
-from stages.detection.dense_head import DenseConfig, TowerNorm, dense_head
+from stages.detection.dense_head import DenseConfig, DenseHead, TowerNorm, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.points import PointRules, point_grid, predict_points
 from stages.detection.precision import at_least_single
@@ -35,6 +35,9 @@ class FCOS(DenseDetector):
         reach: float = Field(default=8.0, gt=0)
         """Distance from a point to the farthest side of its object up to which a level serves it, in strides; what is
         within half of it belongs to the level below, and the last level serves all that is larger."""
+
+    head: DenseHead
+    tower_channels: int
 
     def __init__(self, config: FCOS.Config, classes: int) -> None:
         super().__init__()

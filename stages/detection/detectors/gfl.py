@@ -18,7 +18,7 @@ from torchvision.ops import generalized_box_iou_loss
 from stages.detection.assignment import Assignment, atss, squares
 from stages.detection.backbones import pyramid, run_pyramid
 from stages.detection.candidates import by_probability
-from stages.detection.dense_head import DenseConfig, TowerNorm, dense_head
+from stages.detection.dense_head import DenseConfig, DenseHead, TowerNorm, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.generalised_focal import bins_of, distribution_focal, expected, quality_focal
 from stages.detection.overlap import paired_iou
@@ -58,6 +58,9 @@ class GFL(DenseDetector):
         """Weight of the boxes' GIoU loss."""
         dfl: float = Field(default=0.25, ge=0)
         """Weight of the distributions' loss."""
+
+    head: DenseHead
+    tower_channels: int
 
     def __init__(self, config: GFL.Config, classes: int) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from torchvision.ops import box_iou, sigmoid_focal_loss
 from stages.detection.anchors import AnchorGrid
 from stages.detection.backbones import pyramid, run_pyramid
 from stages.detection.candidates import by_probability
-from stages.detection.dense_head import DenseConfig, dense_head
+from stages.detection.dense_head import DenseConfig, DenseHead, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.precision import at_least_single
 from stages.detection.proposals import class_agnostic_proposals
@@ -32,6 +32,9 @@ class RetinaNet(DenseDetector):
         """Anchor sizes a cell, 2^(1/octaves) apart."""
         aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
         """Height over width of the anchors."""
+
+    head: DenseHead
+    tower_channels: int
 
     def __init__(self, config: RetinaNet.Config, classes: int) -> None:
         super().__init__()

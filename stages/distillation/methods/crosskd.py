@@ -27,8 +27,10 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from pipeline.errors import UserError
+from stages.detection.dense_head import DenseHead, by_anchor
 from stages.detection.detector import DenseDetector, Detector
 from stages.detection.detectors.retinanet import RetinaNet
+from stages.detection.generalised_focal import quality_focal
 from stages.detection.records import DensePredictions, Targets
 from stages.distillation.method import DistillationBatch, DistillationMethod, MethodConfig, kinds
 from stages.distillation.pairing import adapters, pair_levels, resized
@@ -51,14 +53,6 @@ def restandardised(student_BCHW: Tensor, teacher_BCHW: Tensor, eps: float = 1e-6
     centred, _, deviation = parts(student_BCHW)
     _, wanted_mean, wanted_deviation = parts(teacher_BCHW.detach())
     return centred / (deviation + eps) * wanted_deviation + wanted_mean
-
-
-def quality_focal(logits: Tensor, wanted_logits: Tensor, beta: float = 1.0) -> Tensor:
-    """Cross entropy to the teacher's probabilities, weighted by the distance to them (arXiv 2006.04388), each
-    element; the gradient passes through the weight too, as in the original."""
-    wanted = wanted_logits.detach().sigmoid()
-    distance = (wanted - logits.sigmoid()).abs()
-    return distance.pow(beta) * functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
 
 
 def box_error(boxes_N4: Tensor, wanted_N4: Tensor, kind: Literal["giou", "iou"] = "giou", eps: float = 1e-6) -> Tensor:
@@ -88,12 +82,6 @@ def crossed(tail: nn.Module, student_BCHW: Tensor, teacher_BCHW: Tensor, rectify
     return out
 
 
-def by_anchor(map_BCHW: Tensor, size: int) -> Tensor:
-    """(B, anchors * size, H, W) to (B, H * W * anchors, size), the order of `Anchors`."""
-    split = map_BCHW.reshape(len(map_BCHW), -1, size, *map_BCHW.shape[-2:])
-    return split.permute(0, 3, 4, 1, 2).flatten(1, 3)
-
-
 class CrossKD(DistillationMethod):
     """The student's towers learn to make the teacher's head predict what it predicts."""
 
@@ -118,7 +106,12 @@ class CrossKD(DistillationMethod):
                 f"{kinds(student, teacher)}; for other pairs take pkd or head"
             )
         self.config = config
-        own, depth = (len(d.head.classification_head.tower(0)) for d in (student, teacher))
+        if not isinstance(student.head, DenseHead) or student.tower_channels is None:
+            raise UserError(
+                f"method crosskd: the towers of {type(student).__name__} differ from level to level, and one level's cannot "
+                "enter a head for all; take pkd or head"
+            )
+        own, depth = (len(head.classification_head.tower(0)) for head in (student.head, teacher.head))
         if config.convs > depth:
             raise UserError(
                 f"method crosskd: features enter after {config.convs} convolutions, the teacher's towers have {depth}; "
@@ -146,7 +139,7 @@ class CrossKD(DistillationMethod):
         for s, t in self.pairs:
             level = slice(*parts[t])
             logits, boxes = self._reused(batch, teacher, predictions, s, t)
-            focal = quality_focal(logits, predictions.logits_BAK[:, level], config.beta)
+            focal = quality_focal(logits, predictions.logits_BAK[:, level].detach().sigmoid(), config.beta)
             classification.append((focal.sum(2) * weight_BA[:, level]).sum())
             error = box_error(boxes.flatten(0, 1), predictions.boxes_BA4[:, level].flatten(0, 1), config.box_loss)
             box.append((error * sure_BA[:, level].flatten()).sum())
@@ -160,6 +153,7 @@ class CrossKD(DistillationMethod):
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, a, K) and decoded boxes (B, a, 4) of the teacher's anchors of level `t`, from the student's level `s`."""
         assert isinstance(batch.student, DenseDetector)
+        assert isinstance(batch.student.head, DenseHead)
         mine, theirs = batch.features.levels[s], batch.teacher_features.levels[t]
         own, guide = batch.student.head, teacher.head
         tower, output = guide.classification_head.tower(t), guide.classification_head.cls_logits
