@@ -75,7 +75,7 @@ def counted(classes: int, sizes: Sequence[int]) -> dict[str, dict[str, Any]]:
     for name, settings in STUDENTS.items():
         with torch.device("meta"):
             detector = build_detector(settings, classes)
-            flops = {size: inference_flops(detector, size, size) for size in sizes}
+        flops = {size: inference_flops(detector, size, size) for size in sizes}
         found[name] = {"parameters": parameter_count(detector), "flops": flops}
     return found
 

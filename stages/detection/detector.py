@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from pipeline.config import BaseConfig
+from stages.detection.backbones import load_imagenet
 from stages.detection.records import (
     Candidates,
     DensePredictions,
@@ -89,6 +92,14 @@ class Detector(nn.Module, ABC):
 
         Raises ValueError where a class of ours is not among the checkpoint's.
         """
+
+    def load_backbone(self, file: Path) -> None:
+        """Put a torchvision classification checkpoint into the backbone.
+
+        Raises ValueError naming the tensors that the backbone has and the file has not (or in another shape).
+        """
+        assert isinstance(self.backbone, BackboneWithFPN)
+        load_imagenet(self.backbone, file)
 
     def forward(self, images_BCHW: Tensor, count: int = 1000) -> Candidates:
         """Images to candidates: all steps of inference."""

@@ -16,7 +16,6 @@ from stages.artifacts.dataset import Dataset
 from stages.data.augment import AugmentConfig
 from stages.data.coco import CocoSplit
 from stages.data.loader import training_batches
-from stages.detection.backbones import load_imagenet
 from stages.detection.detector import Detector
 from stages.detection.load import load_published
 from stages.detection.records import Targets
@@ -56,7 +55,7 @@ def begin(detector: Detector, config: SessionConfig, class_names: Sequence[str])
         load_published(detector, config.weights.path, class_names)
     if config.backbone_weights:
         try:
-            load_imagenet(detector.backbone, config.backbone_weights.path)
+            detector.load_backbone(config.backbone_weights.path)
         except ValueError as problem:
             raise UserError(f"backbone_weights: {problem}") from problem
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from pydantic import Field
@@ -119,6 +120,29 @@ class SSDLite(DenseDetector):
     @classmethod
     def build(cls, config: SSDLite.Config, classes: int) -> SSDLite:
         return cls(config, classes)
+
+    def load_backbone(self, file: Path) -> None:
+        """MobileNetV3-Large's, for `reduced_tail: false`; what lies behind its features is left."""
+        state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+        split = len(self.backbone.features[0]) - 1  # the block that levels are read from the middle of
+
+        def theirs(key: str) -> str:
+            half, number, rest = key.split(".", 2)
+            if (half, number) == ("0", str(split)):
+                return f"features.{split}.block.0.{rest}"
+            if (half, number) == ("1", "0"):
+                return f"features.{split}.block.{rest}"
+            return f"features.{int(number) + (split if half == '1' else 0)}.{rest}"
+
+        own = self.backbone.features.state_dict()
+        named = {key: state.get(theirs(key)) for key in own}
+        missing = [key for key, value in named.items() if value is None or value.shape != own[key].shape]
+        if missing:
+            raise ValueError(
+                f"{file}: {len(missing)} of {len(own)} backbone tensors are not in it or have another shape, "
+                f"{missing[:3]} first; torchvision's MobileNetV3-Large fits with reduced_tail: false"
+            )
+        self.backbone.features.load_state_dict(named)
 
     def features(self, images_BCHW: Tensor) -> Features:
         x, stages = self.normalise(images_BCHW), []

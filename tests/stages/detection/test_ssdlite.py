@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional
+from torchvision.models import mobilenet_v3_large
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou, clip_boxes_to_image
@@ -44,7 +45,7 @@ def said(pair):
     """Their outputs and anchors, our features and predictions, of the same images."""
     ours, theirs = pair
     images = torch.randint(0, 256, (2, 3, *SIZE), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    batch = ImageList((images / 255.0).double() * 2 - 1, [SIZE] * 2)
+    batch = ImageList(images.double() / 255 * 2 - 1, [SIZE] * 2)
     with torch.no_grad():
         features = list(theirs.backbone(batch.tensors).values())
         own = ours.features(images)
@@ -134,6 +135,26 @@ def test_published_classes_are_matched_by_name():
     ours.load_state_dict(found, strict=True)
     with pytest.raises(ValueError, match=r"not \['plate'\]"):
         ours.convert(published, ["dog", "plate"])
+
+
+def test_backbone_weights_are_those_of_the_classifier(build, tmp_path):
+    torch.manual_seed(1)
+    network = mobilenet_v3_large(weights=None, width_mult=0.25).eval()
+    torch.save(network.state_dict(), tmp_path / "imagenet.pth")
+    student = build({"name": "ssdlite", "width": 0.25, "reduced_tail": False}).eval()
+    student.load_backbone(tmp_path / "imagenet.pth")
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        features = student.features(images)
+        wanted, stages = student.normalise(images), []
+        for part in network.features:
+            wanted = part(wanted)
+            stages.append(wanted)
+    torch.testing.assert_close(features.levels[1], wanted)
+    torch.testing.assert_close(features.backbone[0], stages[3])
+    torch.testing.assert_close(features.backbone[1], stages[6])
+    with pytest.raises(ValueError, match=r"MobileNetV3-Large fits with reduced_tail: false"):
+        build({"name": "ssdlite", "width": 0.25}).load_backbone(tmp_path / "imagenet.pth")
 
 
 def test_what_needs_one_tower_for_all_levels_is_refused(build, ssd_settings, student_settings, teacher_settings):
