@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import BaseConfig
-from stages.detection.pyramid import IMAGENET_MEAN, IMAGENET_STD
+from stages.detection.backbone import Backbone
+from stages.detection.pyramid import IMAGENET_MEAN, IMAGENET_STD, load_body
 from stages.detection.records import (
     Candidates,
     DensePredictions,
@@ -105,19 +106,35 @@ class Detector(nn.Module, ABC):
         Raises ValueError where a class of ours is not among the checkpoint's.
         """
 
+    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
+        """Put a classification checkpoint, or the backbone of a detector's, into the backbone.
+
+        Raises ValueError naming the tensors that the backbone has and the file has not (or in another shape), and where the
+        detector prepares its images otherwise than the checkpoint was trained with.
+        """
+        body = getattr(getattr(self, "backbone", None), "body", None)
+        if not isinstance(body, Backbone):
+            raise ValueError(f"a {type(self).__name__} has no backbone of its own to load; give `weights`")
+        load_body(body, state)
+        for name, buffer, wanted in zip(("pixel_mean", "pixel_std"), ("mean", "std"), body.pixels or (), strict=False):
+            if not torch.allclose(self.get_buffer(buffer).flatten(), torch.tensor(wanted), atol=1e-3):
+                shown = [round(value, 3) for value in wanted]
+                raise ValueError(f"it was trained with another {name}; set {name}: {shown}")
+
     def forward(self, images_BCHW: Tensor, count: int = 1000) -> Candidates:
         """Images to candidates: all steps of inference."""
         return self.candidates(self.predict(self.features(images_BCHW)), count)
 
 
 class DenseDetector(Detector):
-    """A detector whose head speaks of every anchor; `head` holds towers and output convolutions as named modules: a
-    DenseHead where all levels share them."""
+    """A detector whose head speaks of every anchor. `head` holds towers and output convolutions as named modules: a
+    `DenseHead`, or one of its own kind where the towers differ from level to level."""
 
     exportable = True
     head: nn.Module
     per_cell: int  # anchors of a cell
-    tower_channels: int  # of `class_tower`
+    tower_channels: int | None  # of `class_tower`; None where they differ from level to level
+    bins: int = 0  # of the distributions of a box's sides; 0 where sides are regressed directly
 
     @abstractmethod
     def predict(self, features: Features, targets: Targets | None = None) -> DensePredictions: ...

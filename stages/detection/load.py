@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,10 +15,8 @@ from torch import nn
 from pipeline.config import Choice
 from pipeline.errors import UserError
 from stages.detection import openmmlab
-from stages.detection.backbone import Backbone
 from stages.detection.detector import Detector
-from stages.detection.published import must_unpickle, read, tensors
-from stages.detection.pyramid import carry_eps
+from stages.detection.published import listed, must_unpickle, read, tensors
 
 
 def build_detector(settings: Mapping[str, Any], classes: int) -> Detector:
@@ -74,40 +71,13 @@ def load_published(
 
 
 def load_backbone(detector: Detector, file: Path) -> None:
-    """Put an ImageNet checkpoint, or the backbone of a detector's, into the backbone of a detector.
-
-    Raises UserError naming the tensors that the backbone has and the file has not (or in another shape), and where the
-    detector prepares its images otherwise than the file was trained with.
-    """
-    body = getattr(getattr(detector, "backbone", None), "body", None)
-    if not isinstance(body, Backbone):
-        raise UserError(
-            f"backbone_weights {file}: a {type(detector).__name__} has no backbone of its own to load; give `weights`"
-        )
+    """Put a classification checkpoint, or the backbone of a detector's, into the backbone of a detector. Raises UserError
+    where `Detector.load_backbone` says that it is none for it."""
     state = tensors(read(file))
-    ahead = next((one for one in ("backbone.body.", "backbone.") if any(key.startswith(one) for key in state)), "")
-    state = body.convert({key.removeprefix(ahead): value for key, value in state.items() if key.startswith(ahead)})
-    own = {
-        k: v
-        for k, v in body.state_dict().items()
-        if k.partition(".")[0] not in body.untaught and "num_batches" not in k
-    }
-    missing = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]
-    if missing:
-        raise UserError(
-            f"backbone_weights {file}: {len(missing)} of {len(own)} backbone tensors are not in it or have another shape: "
-            f"{listed(missing)}; give the file of this very network"
-        )
-    for name, buffer, wanted in zip(("pixel_mean", "pixel_std"), ("mean", "std"), body.pixels or (), strict=False):
-        if not torch.allclose(detector.get_buffer(buffer).flatten(), torch.tensor(wanted), atol=1e-3):
-            shown = [round(value, 3) for value in wanted]
-            raise UserError(f"backbone_weights {file}: it was trained with another {name}; set {name}: {shown}")
-    body.load_state_dict(carry_eps({key: state[key] for key in own}, body), strict=False)
-
-
-def listed(names: Sequence[str], most: int = 20) -> str:
-    """Names for a message, in one line, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
+    try:
+        detector.load_backbone(state)
+    except ValueError as problem:
+        raise UserError(f"backbone_weights {file}: {problem}") from problem
 
 
 def save_weights(module: nn.Module, file: Path, class_names: Sequence[str]) -> None:

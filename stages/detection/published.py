@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +121,8 @@ def tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict of what `read` gives, whether it lies at the top or inside."""
     inside = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
     return {str(key): value for key, value in inside.items() if isinstance(value, Tensor)}
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Names for a message, in one line, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"

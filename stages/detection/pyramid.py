@@ -13,6 +13,8 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from pipeline.config import BaseConfig
 from stages.detection.backbone import Backbone, BackboneChoice, Norm
+from stages.detection.pan import PathAggregation
+from stages.detection.published import listed
 from stages.detection.records import Features
 
 RGB = tuple[float, float, float]
@@ -56,6 +58,8 @@ class P6P7(LastLevelP6P7):  # type: ignore[misc]  # torchvision has no types
 
 class Pyramid(nn.Module):
     """`body` gives C2-C5, `fpn` the levels of those from which the neck begins."""
+
+    fpn: FeaturePyramidNetwork | PathAggregation
 
     def __init__(self, body: Backbone, fpn: FeaturePyramidNetwork) -> None:
         super().__init__()
@@ -109,6 +113,27 @@ def carry_eps(state: Mapping[str, Tensor], body: Backbone, ahead: str = "") -> d
         if isinstance(one, FrozenBatchNorm2d) and one.eps == 0
     }
     return {key: value + body.norm_eps if key in frozen else value for key, value in state.items()}
+
+
+def load_body(body: Backbone, state: Mapping[str, Tensor]) -> None:
+    """Put a classification checkpoint, or a detector's with this backbone in it, into a backbone.
+
+    Raises ValueError naming the tensors that the backbone has and the checkpoint has not (or in another shape).
+    """
+    ahead = next((one for one in ("backbone.body.", "backbone.") if any(key.startswith(one) for key in state)), "")
+    found = body.convert({key.removeprefix(ahead): value for key, value in state.items() if key.startswith(ahead)})
+    own = {
+        k: v
+        for k, v in body.state_dict().items()
+        if k.partition(".")[0] not in body.untaught and "num_batches" not in k
+    }
+    missing = [key for key, value in own.items() if key not in found or found[key].shape != value.shape]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(own)} backbone tensors are not in it or have another shape: {listed(missing)}; give "
+            "the file of this very network"
+        )
+    body.load_state_dict(carry_eps({key: found[key] for key in own}, body), strict=False)
 
 
 def run_pyramid(model: Pyramid, images_BCHW: Tensor) -> Features:

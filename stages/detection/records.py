@@ -54,7 +54,10 @@ class DensePredictions:
     """What a dense head says of every anchor; `class_tower` and `box_tower` are BCHW after the last ReLU, per level.
 
     `quality_BA` is the logit of how well an anchor is placed (FCOS's centerness), None where the head has no such output:
-    scores of candidates are discounted by it, proposals are not (as HEAD does).
+    scores of candidates are discounted by it, proposals are not (as HEAD does). `sides_BA4N` are the logits of a
+    distribution over N distances for each side (GFL: left, top, right, bottom; 0 to N - 1 anchor sides), None where sides are
+    regressed directly. The sigmoid of `logits_BAK` is a class's probability, also where classes compete in a softmax (SSD): there
+    `background_BA` is the background's, and both are log-odds.
     """
 
     class_tower: tuple[Tensor, ...]
@@ -64,6 +67,8 @@ class DensePredictions:
     boxes_BA4: Tensor
     anchors: Anchors
     quality_BA: Tensor | None = None
+    sides_BA4N: Tensor | None = None
+    background_BA: Tensor | None = None
 
 
 @dataclass(frozen=True)

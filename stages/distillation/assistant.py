@@ -96,6 +96,15 @@ def level_adapters(student: tuple[int, ...], head: int) -> nn.ModuleList:
     return nn.ModuleList(nn.Identity() if channels == head else nn.Conv2d(channels, head, 1) for channels in student)
 
 
+def tower_channels(student: DenseDetector) -> int:
+    """Channels of the student's class tower. Raises UserError where they differ from level to level."""
+    if student.tower_channels is None:
+        raise UserError(
+            f"ckd compares one class tower, and those of {type(student).__name__} differ from level to level; set ckd: 0"
+        )
+    return student.tower_channels
+
+
 class RoIAssistant(Assistant):
     """An assistant whose hidden layers have a row for each RoI."""
 
@@ -103,7 +112,7 @@ class RoIAssistant(Assistant):
         return nn.ModuleList(nn.Linear(width, width) for width in self.widths)
 
     def ckd_adapter(self, student: DenseDetector, per_anchor: bool) -> nn.Module:
-        return PerAnchorLinear(student.tower_channels, self.widths[-1], student.per_cell if per_anchor else 1)
+        return PerAnchorLinear(tower_channels(student), self.widths[-1], student.per_cell if per_anchor else 1)
 
     def cross(
         self, adapter: nn.Module, predictions: DensePredictions, assistance: Assistance, target: Layer
@@ -127,7 +136,7 @@ class MapAssistant(Assistant):
             raise UserError(
                 f"assistant {type(self).__name__}: ckd_adapter per_anchor, but its maps have no anchors; set ckd_adapter: shared"
             )
-        return nn.Conv2d(student.tower_channels, self.widths[-1], 1)
+        return nn.Conv2d(tower_channels(student), self.widths[-1], 1)
 
     def cross(
         self, adapter: nn.Module, predictions: DensePredictions, assistance: Assistance, target: Layer

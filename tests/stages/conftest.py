@@ -1,5 +1,10 @@
-"""A small real dataset, and a tiny teacher and student that any test may train for a few steps."""
+"""A small real dataset, a tiny detector of each kind that any test may train for a few steps, and numbers computed by
+the methods' own authors' code, where they are at hand."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +12,7 @@ from pipeline.config import Choice
 from stages import dataset as dataset_stage
 from stages.detection.detector import Detector
 
+REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "data" / "reference"
 TINY = {
     "backbone": "tiny",
     "backbone_norm": "batch",
@@ -23,6 +29,19 @@ STUDENT = {
     **TINY,
 }
 POINTS = {"name": "fcos", "extra_levels": 1, "head_convs": 1, "reach": 2, **TINY}
+DISTRIBUTIONS = {
+    "name": "gfl",
+    "neck": "pan",
+    "extra_levels": 1,
+    "head_convs": 1,
+    "head_kind": "depthwise",
+    "head_norm": "batch",
+    "head_kernel": 1,
+    "anchor_scale": 4,
+    "bins": 8,
+    **TINY,
+}
+SSD = {"name": "ssdlite", "width": 0.25}
 TEACHER = {
     "name": "faster_rcnn",
     "extra_levels": 0,
@@ -84,6 +103,18 @@ def points_settings():
 
 
 @pytest.fixture(scope="session")
+def distributions_settings():
+    """A tiny GFL."""
+    return DISTRIBUTIONS
+
+
+@pytest.fixture(scope="session")
+def ssd_settings():
+    """A narrow SSDLite."""
+    return SSD
+
+
+@pytest.fixture(scope="session")
 def teacher_settings():
     """A tiny Faster R-CNN."""
     return TEACHER
@@ -93,3 +124,36 @@ def teacher_settings():
 def cascade_settings():
     """A tiny Cascade R-CNN."""
     return CASCADE
+
+
+@pytest.fixture
+def reference():
+    """A function from a file's name to its arrays as tensors; skips where the vectors are not at hand."""
+
+    def load(name):
+        file = REFERENCE / f"{name}.npz"
+        if not file.exists():
+            pytest.skip(
+                "the reference vectors (../shared/data/reference) are not here; golden numbers are tested instead"
+            )
+        with np.load(file) as arrays:
+            found = {key: arrays[key] for key in arrays.files}
+        settings = json.loads(str(found.pop("settings_json")))
+        found.pop("source", None)
+        numbers = {k: torch.from_numpy(np.asarray(v)) for k, v in found.items() if v.dtype.kind in "fiub"}
+        return numbers, settings
+
+    return load
+
+
+@pytest.fixture
+def assert_near():
+    """A function that compares by the largest difference over the largest value (`scale` where that is larger: the
+    gradient of what does not matter is rounding), in the precision of what was found."""
+
+    def check(found, wanted, tolerance=1e-9, scale=0.0):
+        wanted = wanted.to(found.dtype)
+        largest = max(wanted.abs().max().item(), scale)
+        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance * largest)
+
+    return check

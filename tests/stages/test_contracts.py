@@ -8,10 +8,13 @@ from typing import get_args
 import pytest
 import torch
 from pydantic import BaseModel
+from torchvision.ops import box_iou
 
 import stages
 from pipeline import lookup
 from pipeline.config import BaseConfig, Choice
+from pipeline.errors import UserError
+from stages import export, train
 from stages.detection.backbone import Backbone
 from stages.detection.detector import Detector
 from stages.detection.load import checksum
@@ -20,11 +23,13 @@ from stages.distillation.method import DistillationMethod
 from stages.distillation.task import DistillationTask
 from stages.training.clock import Clock
 
-from .conftest import CASCADE, POINTS, STUDENT, TEACHER
+from .conftest import CASCADE, DISTRIBUTIONS, POINTS, SSD, STUDENT, TEACHER
 
 SETTINGS = {
     "retinanet": STUDENT,
     "fcos": POINTS,
+    "gfl": DISTRIBUTIONS,
+    "ssdlite": SSD,
     "faster_rcnn": TEACHER,
     "cascade_rcnn": CASCADE,
     "yolo": {"name": "yolo", "model": "yolo26n"},
@@ -37,6 +42,7 @@ METHODS = {  # settings that fit the tiny pair
     "fitnet": {},
     "hands_on": {"warmup": 0},
     "head": {"rois": 8, "proposals": 16, "warmup": 0},
+    "ld": {"main": 1.0, "valuable": 1.0},
     "mgd": {"weight": 0.01},
     "pkd": {"weight": 1.0},
     "task_adaptive": {"classification": 0, "regression": 0},
@@ -51,7 +57,11 @@ METHODS = {  # settings that fit the tiny pair
         },
     },
 }
-TEACHERS = {"crosskd": {**STUDENT, "extra_levels": 0, "neck_channels": 16, "head_convs": 2}}  # where it is not TEACHER
+STUDENTS = {"ld": DISTRIBUTIONS}  # where it is not STUDENT
+TEACHERS = {  # where it is not TEACHER
+    "crosskd": {**STUDENT, "extra_levels": 0, "neck_channels": 16, "head_convs": 2},
+    "ld": {**DISTRIBUTIONS, "neck": "fpn", "extra_levels": 0},
+}
 SIZE = (96, 128)
 
 
@@ -73,8 +83,27 @@ def with_a_pyramid():
     return [one for one in detectors() if "backbone" in SETTINGS[one.values[0]]]
 
 
+def dense():
+    """Those that a graph can hold, our students."""
+    return [name for name in detectors() if lookup_detector(name).exportable]
+
+
+def lookup_detector(name):
+    return lookup.subclass(lookup.module("stages.detection.detectors", name), Detector)
+
+
+LIGHT = {"head_kind": "depthwise", "head_norm": "batch", "head_kernel": 1, "head_channels": 24, "head_convs": 2}
+KINDS = {name: SETTINGS[name] for name in dense()}
+KINDS |= {f"light {name}": {**SETTINGS[name], **LIGHT} for name in ("retinanet", "fcos")}
+
+
 def methods():
     return lookup.names("stages.distillation.methods")
+
+
+def pyramids():
+    """Those with any of our backbones."""
+    return [name for name in detectors() if "backbone" in SETTINGS[name]]
 
 
 def backbones():
@@ -98,22 +127,24 @@ def test_a_new_file_has_tiny_settings_here():
     assert set(methods()) <= set(METHODS), "say in METHODS how the new method is tried on the tiny pair"
 
 
-@pytest.mark.parametrize("name", detectors())
-def test_detector_learns_one_image(name, build, batch):
-    detector = build(SETTINGS[name]).train()
+@pytest.mark.parametrize("name", {**SETTINGS, **KINDS})
+def test_detector_overfits_one_image(name, build, batch):
+    """Of two images it finds the object of the one, and is less sure of anything in the other, which has none."""
+    detector = build({**SETTINGS, **KINDS}[name]).train()
     optimizer = torch.optim.AdamW(detector.parameters(), lr=3e-3)
     images, targets = batch
-    totals = []
-    for _ in range(25):
+    for _ in range(30):
         losses = detector.loss(detector.predict(detector.features(images), targets), targets)
-        total = torch.stack(list(losses.values())).sum()
+        assert all(loss.item() >= 0 for loss in losses.values())
         optimizer.zero_grad()
-        total.backward()
+        torch.stack(list(losses.values())).sum().backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in detector.parameters())
         optimizer.step()
-        totals.append(total.item())
-    assert all(loss.item() >= 0 for loss in losses.values())
-    assert sum(totals[-3:]) < 0.6 * sum(totals[:3])
+    with torch.no_grad():  # by the batch's own statistics: the running ones have not got there in so few steps
+        found = detector(images, 20)
+    assert found.labels_BN[0, 0] == targets.labels[0][0]
+    assert box_iou(found.boxes_BN4[0, :1], targets.boxes[0]) > 0.5
+    assert found.scores_BN[0, 0] > 2 * found.scores_BN[1, 0]
 
 
 @pytest.mark.parametrize("name", detectors())
@@ -133,6 +164,19 @@ def test_candidates_are_a_fixed_number_best_first_and_of_our_classes(name, build
     assert found.boxes_BN4.shape == (2, 50, 4)
     assert (found.scores_BN.diff(dim=1) <= 0).all()
     assert ((found.labels_BN >= 0) & (found.labels_BN < 10)).all()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_exported_file_agrees_with_pytorch_on_images(name, tmp_path, digits):
+    """Seven images in batches of four: a file that fixed the batch would not take the second."""
+    settings = {"steps": 2, "batch_size": 4, "device": "cpu", "optimizer": {"name": "adamw", "lr": 1e-3, "warmup": 1}}
+    config = train.Config(detector=KINDS[name], **settings)
+    checkpoint = train.run(config, tmp_path, data=digits).placed(tmp_path, name="student", key="key")
+    config = export.Config(score_threshold=0.001, parity_images=7, candidates=200)
+    made = export.run(config, tmp_path, checkpoint=checkpoint, data=digits)
+    assert made.parity.passed
+    assert made.parity.matched > 0
+    assert made.initialisers > 10
 
 
 @pytest.mark.parametrize("name", detectors())
@@ -188,6 +232,15 @@ def test_depthwise_heads_cost_a_fraction(build):
     assert deep < 0.6 * inference_flops(build(plain), *SIZE)
 
 
+def test_a_deep_depthwise_tower_passes_what_enters_it(build):
+    """Without a normalisation, too: with RetinaNet's first weights a thousandth of it would come out."""
+    head = build({**STUDENT, "head_convs": 4, "neck_channels": 32, "head_norm": "none", "head_kind": "depthwise"}).head
+    entering = torch.randn(1, 32, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        left = head.classification_head.tower(0)(entering)
+    assert left.square().mean().sqrt() > 0.1
+
+
 @pytest.mark.parametrize("name", detectors())
 def test_geometry_is_in_full_precision_under_autocast(name, build):
     """On a large canvas, where bfloat16 has steps of 4 pixels."""
@@ -206,7 +259,7 @@ def test_geometry_is_in_full_precision_under_autocast(name, build):
 @pytest.fixture
 def pair(build, name):
     """A student and a teacher that the method fits, of other strides and, to make adapters, of other channels."""
-    return build({**STUDENT, "neck_channels": 24}), build(TEACHERS.get(name, TEACHER))
+    return build({**STUDENTS.get(name, STUDENT), "neck_channels": 24}), build(TEACHERS.get(name, TEACHER))
 
 
 def make_method(name, student, teacher, **settings):
@@ -238,6 +291,34 @@ def test_method_lowers_its_own_loss_and_leaves_the_teacher_alone(name, pair, bat
     assert checksum(teacher) == before
     assert not teacher.training
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+
+
+NO_COMMON_TOWER = {  # for a student whose class towers differ from level to level: CKD is off
+    "head": {"ckd": 0},
+    "tf_head": {"assistants": {"rcnn": {"assistant": METHODS["tf_head"]["assistants"]["rcnn"]["assistant"], "ckd": 0}}},
+}
+DO_NOT_FIT = {("crosskd", "ssdlite"), *(("ld", name) for name in ("retinanet", "fcos", "ssdlite"))}
+
+
+@pytest.mark.parametrize("student", dense())
+@pytest.mark.parametrize("name", methods())
+def test_method_teaches_every_dense_student_or_refuses_it(name, student, build, batch):
+    learner, teacher = build(SETTINGS[student]), build(TEACHERS.get(name, TEACHER))
+    settings = NO_COMMON_TOWER.get(name, {}) if learner.tower_channels is None else {}
+    if (name, student) in DO_NOT_FIT:
+        with pytest.raises(UserError, match=f"method {name}: "):
+            make_method(name, learner, teacher, **settings)
+        return
+    method = make_method(name, learner, teacher, **settings)
+    task = DistillationTask(learner, teacher, {name: method}).train()
+    losses = task(*batch, Clock(100, 1000, 10))
+    own = [loss for key, loss in losses.items() if key.startswith(f"{name}/")]
+    assert all(loss.isfinite() and loss.item() >= 0 for loss in own)
+    torch.stack(own).sum().backward()
+    reached = [p.grad for p in learner.parameters() if p.grad is not None]
+    assert reached
+    assert all(gradient.isfinite().all() for gradient in reached)
+    assert any(gradient.any() for gradient in reached)
 
 
 @pytest.mark.parametrize("name", methods())

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
+from stages.detection.candidates import best_candidates
 from stages.detection.dense_head import DenseConfig, DenseHead, Distances, TowerNorm, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.points import PointRules, point_grid, predict_points
@@ -28,7 +29,6 @@ class FCOS(DenseDetector):
     """With the default settings and equal weights it equals torchvision's `fcos_resnet50_fpn`."""
 
     openmmlab: ClassVar[tuple[str, ...]] = ("FCOS",)
-    head: DenseHead
 
     class Config(DenseConfig):
         head_norm: TowerNorm = "group"
@@ -47,6 +47,9 @@ class FCOS(DenseDetector):
         centerness_tower: Literal["box", "class"] = "box"
         """The tower on which the centerness stands; OpenMMLab's without `centerness_on_reg` have it on that of the classes."""
 
+    head: DenseHead
+    tower_channels: int
+
     def __init__(self, config: FCOS.Config, classes: int) -> None:
         super().__init__(config.pixel_mean, config.pixel_std)
         self.config = config
@@ -56,9 +59,9 @@ class FCOS(DenseDetector):
         self.anchors = point_grid(self.strides, config.points)
         self.per_cell = self.anchors.per_cell
         self.tower_channels = config.tower_channels
-        levels = len(self.strides) if config.level_scales else 0
-        how = Distances(config.distance, self.strides, levels, config.centerness_tower)
-        self.head = dense_head(config, self.per_cell, classes, how)
+        scales = len(self.strides) if config.level_scales else 0
+        how = Distances(config.distance, self.strides, scales, config.centerness_tower)
+        self.head = dense_head(config, len(self.strides), self.per_cell, classes, how)
         self.rules = PointRules(config.centre_radius, config.reach)
 
     @classmethod
@@ -80,11 +83,9 @@ class FCOS(DenseDetector):
         comes after the cut, which changes nothing."""
         assert predictions.quality_BA is not None
         quality = at_least_single(predictions.quality_BA).sigmoid()
-        flat = (at_least_single(predictions.logits_BAK).sigmoid() * quality[..., None]).flatten(1)
-        scores, index = flat.topk(min(count, flat.shape[1]), dim=1)
-        point = torch.div(index, self.classes, rounding_mode="floor")
-        boxes = predictions.boxes_BA4.gather(1, point[..., None].expand(-1, -1, 4))
-        return Candidates(boxes, scores.sqrt(), index % self.classes, point)
+        scores = at_least_single(predictions.logits_BAK).sigmoid() * quality[..., None]
+        best = best_candidates(scores, predictions.boxes_BA4, count)
+        return replace(best, scores_BN=best.scores_BN.sqrt())
 
     def proposals(
         self, predictions: DensePredictions, sizes: Sequence[tuple[int, int]], settings: ProposalSettings

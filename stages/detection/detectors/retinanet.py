@@ -13,6 +13,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from stages.detection.anchors import AnchorGrid, AnchorKind
+from stages.detection.candidates import by_probability
 from stages.detection.dense_head import DenseConfig, DenseHead, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.precision import at_least_single
@@ -26,7 +27,6 @@ class RetinaNet(DenseDetector):
     """With the default settings and equal weights it equals torchvision's `retinanet_resnet50_fpn`."""
 
     openmmlab: ClassVar[tuple[str, ...]] = ("RetinaNet",)
-    head: DenseHead
 
     class Config(DenseConfig):
         anchor_scale: float = Field(default=4.0, gt=0)
@@ -69,6 +69,9 @@ class RetinaNet(DenseDetector):
         )
     )
 
+    head: DenseHead
+    tower_channels: int
+
     def __init__(self, config: RetinaNet.Config, classes: int) -> None:
         super().__init__(config.pixel_mean, config.pixel_std)
         self.config = config
@@ -80,7 +83,7 @@ class RetinaNet(DenseDetector):
         )
         self.per_cell = self.anchors.per_cell
         self.tower_channels = config.tower_channels
-        self.head = dense_head(config, self.per_cell, classes)
+        self.head = dense_head(config, len(self.strides), self.per_cell, classes)
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
 
@@ -132,11 +135,7 @@ class RetinaNet(DenseDetector):
 
     def candidates(self, predictions: DensePredictions, count: int) -> Candidates:
         """Top `count` of all (anchor, class) pairs by logit; the sigmoid comes after the cut, which changes nothing."""
-        flat = predictions.logits_BAK.flatten(1)
-        scores, index = flat.topk(min(count, flat.shape[1]), dim=1)
-        anchor = torch.div(index, self.classes, rounding_mode="floor")
-        boxes = predictions.boxes_BA4.gather(1, anchor[..., None].expand(-1, -1, 4))
-        return Candidates(boxes, scores.sigmoid(), index % self.classes, anchor)
+        return by_probability(predictions, count)
 
     def proposals(
         self, predictions: DensePredictions, sizes: Sequence[tuple[int, int]], settings: ProposalSettings

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.config import BaseConfig
 from pipeline.errors import UserError
-from stages.detection.dense_head import DenseHead, Distances
+from stages.detection.dense_head import DenseHead, Distances, TowerShape
 from stages.detection.detector import Detector
 from stages.detection.detectors.fcos import FCOS
 from stages.detection.points import PointRules, point_grid, predict_points
@@ -48,13 +48,16 @@ class FCOSAssistant(MapAssistant):
         self.config = config
         if teacher:
             inside, width, convs = teacher.channels[0], teacher.tower_channels, teacher.config.head_convs
-            kind, norm, self.rules = teacher.config.head_kind, teacher.config.head_norm, teacher.rules
+            kind, norm, kernel = teacher.config.head_kind, teacher.config.head_norm, teacher.config.head_kernel
+            self.rules = teacher.rules
         else:
             inside = student.channels[0]
             shape = config.head or PointHeadConfig()
             width, convs = shape.channels or inside, shape.convs
-            kind, norm, self.rules = "plain", "group", PointRules(shape.centre_radius, shape.reach)
-        self.head = DenseHead(inside, width, convs, kind, norm, 1, student.classes, Distances())
+            kind, norm, kernel = "plain", "group", 3
+            self.rules = PointRules(shape.centre_radius, shape.reach)
+        tower = TowerShape(inside, width, convs, kind, norm, len(student.strides), bias=True)
+        self.head = DenseHead(tower, 1, student.classes, kernel, Distances())
         self.points = point_grid(student.strides)
         self.widths = (width, width)
         self.adapters = level_adapters(student.channels, inside)

@@ -27,9 +27,10 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from pipeline.errors import UserError
-from stages.detection.dense_head import DenseHead
+from stages.detection.dense_head import DenseHead, by_anchor
 from stages.detection.detector import DenseDetector, Detector
 from stages.detection.detectors.retinanet import RetinaNet
+from stages.detection.generalised_focal import quality_focal
 from stages.detection.records import DensePredictions, Targets
 from stages.distillation.method import DistillationBatch, DistillationMethod, MethodConfig, kinds
 from stages.distillation.pairing import adapters, pair_levels, resized
@@ -52,14 +53,6 @@ def restandardised(student_BCHW: Tensor, teacher_BCHW: Tensor, eps: float = 1e-6
     centred, _, deviation = parts(student_BCHW)
     _, wanted_mean, wanted_deviation = parts(teacher_BCHW.detach())
     return centred / (deviation + eps) * wanted_deviation + wanted_mean
-
-
-def quality_focal(logits: Tensor, wanted_logits: Tensor, beta: float = 1.0) -> Tensor:
-    """Cross entropy to the teacher's probabilities, weighted by the distance to them (arXiv 2006.04388), each
-    element; the gradient passes through the weight too, as in the original."""
-    wanted = wanted_logits.detach().sigmoid()
-    distance = (wanted - logits.sigmoid()).abs()
-    return distance.pow(beta) * functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
 
 
 def box_error(boxes_N4: Tensor, wanted_N4: Tensor, kind: Literal["giou", "iou"] = "giou", eps: float = 1e-6) -> Tensor:
@@ -87,12 +80,6 @@ def crossed(tail: nn.Module, student_BCHW: Tensor, teacher_BCHW: Tensor, rectify
     entering = restandardised(student_BCHW, teacher_BCHW)
     out: Tensor = tail(functional.relu(entering) if rectify else entering)
     return out
-
-
-def by_anchor(map_BCHW: Tensor, size: int) -> Tensor:
-    """(B, anchors * size, H, W) to (B, H * W * anchors, size), the order of `Anchors`."""
-    split = map_BCHW.reshape(len(map_BCHW), -1, size, *map_BCHW.shape[-2:])
-    return split.permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
 class CrossKD(DistillationMethod):
@@ -123,7 +110,12 @@ class CrossKD(DistillationMethod):
                 f"head, was given {kinds(student, teacher)}; for other pairs take pkd or head"
             )
         self.config = config
-        own, depth = (len(head.classification_head.conv) for head in (student.head, teacher.head))
+        if student.tower_channels is None:
+            raise UserError(
+                f"method crosskd: the towers of {type(student).__name__} differ from level to level, and one level's cannot "
+                "enter a head for all; take pkd or head"
+            )
+        own, depth = (len(head.classification_head.tower(0)) for head in (student.head, teacher.head))
         if config.convs > depth:
             raise UserError(
                 f"method crosskd: features enter after {config.convs} convolutions, the teacher's towers have {depth}; "
@@ -151,7 +143,7 @@ class CrossKD(DistillationMethod):
         for s, t in self.pairs:
             level = slice(*parts[t])
             logits, boxes = self._reused(batch, teacher, predictions, s, t)
-            focal = quality_focal(logits, predictions.logits_BAK[:, level], config.beta)
+            focal = quality_focal(logits, predictions.logits_BAK[:, level].detach().sigmoid(), config.beta)
             classification.append((focal.sum(2) * weight_BA[:, level]).sum())
             error = box_error(boxes.flatten(0, 1), predictions.boxes_BA4[:, level].flatten(0, 1), config.box_loss)
             box.append((error * sure_BA[:, level].flatten()).sum())
@@ -165,13 +157,15 @@ class CrossKD(DistillationMethod):
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, a, K) and decoded boxes (B, a, 4) of the teacher's anchors of level `t`, from the student's level `s`."""
         assert isinstance(batch.student, DenseDetector)
+        assert isinstance(batch.student.head, DenseHead)
         mine, theirs = batch.features.levels[s], batch.teacher_features.levels[t]
         own, guide = batch.student.head, teacher.head
-        assert isinstance(own, DenseHead)
-        tower, output = guide.classification_head.conv, guide.classification_head.cls_logits
-        logits = self._crossed(own.classification_head.conv, tower, output, self.cls_adapter, mine, theirs)
-        tower, output = guide.regression_head.conv, guide.regression_head.bbox_reg
-        deltas = by_anchor(self._crossed(own.regression_head.conv, tower, output, self.box_adapter, mine, theirs), 4)
+        tower, output = guide.classification_head.tower(t), guide.classification_head.cls_logits
+        logits = self._crossed(own.classification_head.tower(s), tower, output, self.cls_adapter, mine, theirs)
+        tower, output = guide.regression_head.tower(t), guide.regression_head.bbox_reg
+        deltas = by_anchor(
+            self._crossed(own.regression_head.tower(s), tower, output, self.box_adapter, mine, theirs), 4
+        )
         begin = sum(predictions.anchors.per_level[:t])
         anchors = predictions.anchors.boxes_A4[begin : begin + deltas.shape[1]].repeat(len(deltas), 1)
         boxes: Tensor = teacher.coder.decode_single(deltas.flatten(0, 1), anchors)

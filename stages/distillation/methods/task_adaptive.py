@@ -29,6 +29,7 @@ from torchvision.ops import box_iou
 
 from pipeline.errors import UserError
 from stages.detection.detector import DenseDetector, Detector, RoIDetector
+from stages.detection.overlap import paired_iou
 from stages.detection.records import DensePredictions, RoIActivations, RoIPredictions, RoIs, Targets
 from stages.detection.roi_head import RoIHead, roi_level
 from stages.distillation.method import DistillationBatch, DistillationMethod, MethodConfig
@@ -98,14 +99,6 @@ def class_transfer(
     else:
         rows = (theirs * (theirs.log() - mine.log())).sum(1)
     return gated_mean(rows, open_M.to(rows.dtype))
-
-
-def paired_iou(first_N4: Tensor, second_N4: Tensor) -> Tensor:
-    """(N,) IoU of each row with the same row; 0 where both are empty."""
-    corner = torch.maximum(first_N4[:, :2], second_N4[:, :2])
-    inside = (torch.minimum(first_N4[:, 2:], second_N4[:, 2:]) - corner).clamp(min=0).prod(1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1) for boxes in (first_N4, second_N4)]
-    return inside / (areas[0] + areas[1] - inside).clamp(min=1e-6)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
-"""FCOS beside its equality with torchvision: which point learns what, by hand; the exported file; HEAD's tower."""
+"""FCOS beside its equality with torchvision: which point learns what, by hand; HEAD's tower."""
 
 import numpy as np
 import pytest
 import torch
 
-from stages import export, train
 from stages.detection.detectors.fcos import FCOS
 from stages.detection.records import DensePredictions, ProposalSettings, Targets
 from stages.detection.torchvision_weights import COCO_NAMES
@@ -118,18 +117,6 @@ def test_published_classes_are_matched_by_name():
     assert {"head.classification_head.conv.0.0.weight", "head.classification_head.conv.0.1.weight"} <= found.keys()
     with pytest.raises(ValueError, match=r"not \['plate'\]"):
         FCOS(config, 2).convert(state, ["dog", "plate"])
-
-
-def test_exported_file_agrees_with_pytorch_on_images(tmp_path, digits, points_settings):
-    """Seven images in batches of four: a file that fixed the batch would not take the second."""
-    settings = {"steps": 2, "batch_size": 4, "device": "cpu", "optimizer": {"name": "adamw", "lr": 1e-3, "warmup": 1}}
-    config = train.Config(detector=points_settings, **settings)
-    checkpoint = train.run(config, tmp_path, data=digits).placed(tmp_path, name="student", key="key")
-    config = export.Config(score_threshold=0.001, parity_images=7, candidates=200)
-    made = export.run(config, tmp_path, checkpoint=checkpoint, data=digits)
-    assert made.parity.passed
-    assert made.parity.matched > 0
-    assert made.initialisers > 10
 
 
 def test_head_helps_an_fcos_student(fcos, images, build, teacher_settings):

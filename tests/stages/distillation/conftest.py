@@ -1,38 +1,13 @@
-"""Numbers computed by the methods' own authors' code, where they are at hand, and methods on maps without detectors."""
+"""Methods on maps without detectors, and on one batch."""
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from stages.detection.records import Features, Targets
 from stages.distillation.method import DistillationBatch
 from stages.training.clock import Clock
-
-REFERENCE = Path(__file__).resolve().parents[4] / "shared" / "data" / "reference"
-
-
-@pytest.fixture
-def reference():
-    """A function from a file's name to its arrays as tensors; skips where the vectors are not at hand."""
-
-    def load(name):
-        file = REFERENCE / f"{name}.npz"
-        if not file.exists():
-            pytest.skip(
-                "the reference vectors (../shared/data/reference) are not here; golden numbers are tested instead"
-            )
-        with np.load(file) as arrays:
-            found = {key: arrays[key] for key in arrays.files}
-        settings = json.loads(str(found.pop("settings_json")))
-        found.pop("source", None)
-        numbers = {k: torch.from_numpy(np.asarray(v)) for k, v in found.items() if v.dtype.kind in "fiub"}
-        return numbers, settings
-
-    return load
 
 
 @pytest.fixture
@@ -52,19 +27,6 @@ def on_maps():
         return method, SimpleNamespace(features=features[0], teacher_features=features[1], targets=targets)
 
     return make
-
-
-@pytest.fixture
-def assert_near():
-    """A function that compares by the largest difference over the largest value (`scale` where that is larger: the
-    gradient of what does not matter is rounding), in the precision of what was found."""
-
-    def check(found, wanted, tolerance=1e-9, scale=0.0):
-        wanted = wanted.to(found.dtype)
-        largest = max(wanted.abs().max().item(), scale)
-        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance * largest)
-
-    return check
 
 
 @pytest.fixture
