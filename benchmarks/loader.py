@@ -122,9 +122,7 @@ def torchvision_loader(images: Path, annotations: Path, spec: ImageSpec) -> Data
     def collate(samples: list[Any]) -> Any:
         return torch.stack([padded(image) for image, _ in samples]), [target for _, target in samples]
 
-    transforms = v2.Compose(
-        [v2.ToImage(), v2.Resize(None, max_size=spec.width), v2.SanitizeBoundingBoxes(), v2.ToPureTensor()]
-    )
+    transforms = v2.Compose([v2.ToImage(), v2.Resize(None, max_size=spec.width), v2.ToPureTensor()])
     dataset = CocoDetection(str(images), str(annotations), transforms=transforms)
     wrapped = wrap_dataset_for_transforms_v2(dataset, target_keys=["boxes", "labels", "image_id"])
     return DataLoader(wrapped, batch_size=BATCH, collate_fn=collate)

@@ -27,7 +27,7 @@ def test_each_of_the_four() -> None:
     assert grey_of(tuple(turned)) == pytest.approx(grey_of((120, 60, 60)), abs=0.3)
     np.testing.assert_allclose(changed(tuple(turned), 1, 1, 1, -30), (120, 60, 60), atol=1e-9)
     before, after = (360 * colorsys.rgb_to_hsv(*rgb)[0] for rgb in ((120, 60, 60), turned))
-    assert 20 < (after - before) % 360 < 45  # YIQ's angles are not quite HSV's
+    assert 20 < (before - after) % 360 < 45  # YIQ counts the other way round, and its angles are not quite those of HSV
 
 
 def test_pixels_are_changed_in_place_as_the_matrix_says() -> None:
