@@ -46,7 +46,7 @@ def unsuppressed(contract: Contract) -> Contract:
 @dataclass(frozen=True)
 class Parity:
     """What `compare` found. `excused` detections lack a partner only because they lie at the edge of what is kept, or
-    their overlap at that of NMS."""
+    their overlap at that of NMS, or their box has hardly a size."""
 
     images: int
     matched: int
@@ -75,7 +75,8 @@ def compare(
     """The detections of the same images, in the same order, from two predictors that used this threshold and limit.
 
     A detection may lack a partner when its score lies within the tolerance of the threshold or, in an image with
-    `max_detections`, of the lowest score kept. Where `candidates` gives what both had before NMS, one may also lack it
+    `max_detections`, of the lowest score kept, or a side of its box is no longer than the tolerance: boxes without size are
+    dropped, and the other's may have none. Where `candidates` gives what both had before NMS, one may also lack it
     because an overlap lies at NMS's limit: if the other predictor has the very box, within the tolerance, among its
     candidates. No detections at all is no parity: there was nothing to compare. Raises ValueError when the numbers of
     images differ.
@@ -87,10 +88,10 @@ def compare(
     for image, (a, b) in enumerate(zip(reference, other, strict=True)):
         edge = max(_edge(one, score_threshold, max_detections) for one in (a, b)) + tolerance.score
         rows, columns = match(a, b)
-        known_a, known_b = np.zeros(len(a), bool), np.zeros(len(b), bool)  # to the other side, before NMS
+        known_a, known_b = (_sizeless(one, tolerance) for one in (a, b))  # to the other side, before NMS
         if candidates is not None:
-            known_a = _among(a, candidates[1][image], tolerance)
-            known_b = _among(b, candidates[0][image], tolerance)
+            known_a |= _among(a, candidates[1][image], tolerance)
+            known_b |= _among(b, candidates[0][image], tolerance)
             # A pair that differs, though each side had both boxes, is no pair: NMS kept one here and the other there.
             far = _differences(a, b, rows, columns) > (tolerance.box_px, tolerance.score)
             differs = far.any(1) | (a.labels[rows] != b.labels[columns])
@@ -168,6 +169,12 @@ def _among(some: Detections, candidates: Detections, tolerance: Tolerance) -> ND
     near = np.abs(some.boxes_xyxy[:, None] - candidates.boxes_xyxy[None]).max(2, initial=0) <= tolerance.box_px
     near &= np.abs(some.scores[:, None] - candidates.scores[None]) <= tolerance.score
     return np.asarray((near & (some.labels[:, None] == candidates.labels[None])).any(1))
+
+
+def _sizeless(some: Detections, tolerance: Tolerance) -> NDArray[np.bool_]:
+    """Whether a side of each is so short that rounding decides whether there is a box."""
+    sides = some.boxes_xyxy[:, 2:] - some.boxes_xyxy[:, :2]
+    return np.asarray(sides.min(1, initial=np.inf) <= tolerance.box_px)
 
 
 def _edge(detections: Detections, score_threshold: float, max_detections: int | None) -> float:

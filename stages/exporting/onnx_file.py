@@ -33,7 +33,8 @@ class Graph(nn.Module):
         self.count = count
 
     def forward(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = self.detector(images_BHWC.float().permute(0, 3, 1, 2), self.count)
+        # Contiguous, for channels-last strides make torch write an average pooling with index arithmetic behind it.
+        found = self.detector(images_BHWC.float().permute(0, 3, 1, 2).contiguous(), self.count)
         return found.boxes_BN4, found.scores_BN, found.labels_BN
 
 

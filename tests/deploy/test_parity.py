@@ -79,6 +79,12 @@ def test_a_lost_detection_is_excused_at_the_end_of_a_full_image(detections):
     assert (found.verdict, found.excused) == (True, 2)
 
 
+@pytest.mark.parametrize(("side", "unmatched"), [(0.9, 0), (1.1, 1)])
+def test_a_box_of_hardly_a_size_may_be_none_for_the_other(side, unmatched, detections):
+    found = compare([detections(CAT, ([40, 40, 40 + side, 60], 0.5, 1))], [detections(CAT)], LOOSE)
+    assert (found.unmatched, found.excused) == (unmatched, 1 - unmatched)
+
+
 def test_a_box_elsewhere_is_no_partner(detections):
     found = compare([detections(CAT)], [detections(moved(CAT, 15))], LOOSE)
     assert (found.verdict, found.matched, found.unmatched) == (False, 0, 2)
