@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,13 +24,15 @@ class Student:
     """One choice, counted on the canvas."""
 
     choice: Choice[Detector]
+    settings: Mapping[str, Any]
+    """As the detector offers them."""
     gflops: float
     """10^9 operations of one image, features to heads; a multiply-add is two."""
     parameters: int
 
     def summary(self) -> str:
         """For people."""
-        return f"{self.choice.name} on {self.choice.config.backbone}, {self.gflops:.2f} GFLOPs, {self.parameters:,} parameters"
+        return f"{self.choice.name} on {self.settings['backbone']}, {self.gflops:.2f} GFLOPs, {self.parameters:,} parameters"
 
 
 @lru_cache(maxsize=8)
@@ -40,7 +43,7 @@ def students(height: int, width: int, classes: int) -> tuple[Student, ...]:
     for name in lookup.names(package):
         for settings in lookup.subclass(lookup.module(package, name), Detector).students:
             choice: Choice[Detector] = Choice.parse(Detector, {"name": name, **settings})
-            found.append(_counted(choice, height, width, classes))
+            found.append(_counted(choice, settings, height, width, classes))
     return tuple(sorted(found, key=lambda student: student.gflops))
 
 
@@ -58,18 +61,16 @@ def choose(height: int, width: int, classes: int, gflops: float | None) -> Stude
     )
 
 
-def _counted(choice: Choice[Detector], height: int, width: int, classes: int) -> Student:
+def _counted(choice: Choice[Detector], settings: Mapping[str, Any], height: int, width: int, classes: int) -> Student:
     with torch.device("meta"):  # shapes without numbers
         detector: Detector = choice.cls.build(choice.config, classes)
         operations = inference_flops(detector, height, width)
-    return Student(choice, operations / 1e9, parameter_count(detector))
+    return Student(choice, settings, operations / 1e9, parameter_count(detector))
 
 
 def explained(student: Student) -> list[tuple[str, Any, str]]:
     """(setting, value, meaning) of the settings that differ from the detector's defaults."""
-    config, fields = student.choice.config, type(student.choice.config).model_fields
+    fields = type(student.choice.config).model_fields
     return [
-        (name, getattr(config, name), str(fields[name].description))
-        for name in fields
-        if name in config.model_fields_set
+        (name, student.settings[name], str(fields[name].description)) for name in fields if name in student.settings
     ]

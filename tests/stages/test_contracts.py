@@ -92,7 +92,8 @@ def lookup_detector(name):
 
 LIGHT = {"head_kind": "depthwise", "head_norm": "batch", "head_kernel": 1, "head_channels": 24, "head_convs": 2}
 KINDS = {one.values[0]: SETTINGS[one.values[0]] for one in dense()}
-KINDS |= {f"light {name}": {**SETTINGS[name], **LIGHT} for name in ("retinanet", "fcos")}
+KINDS["light retinanet"] = {**STUDENT, **LIGHT}
+KINDS["light fcos"] = {**POINTS, **LIGHT, "distance": "exp"}  # behind a ReLU a side that died at 0 stays there for long
 
 
 def methods():
