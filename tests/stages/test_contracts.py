@@ -127,7 +127,7 @@ def test_detector_overfits_one_image(name, build, batch):
     detector = build({**SETTINGS, **KINDS}[name]).train()
     optimizer = torch.optim.AdamW(detector.parameters(), lr=3e-3)
     images, targets = batch
-    for _ in range(30):
+    for _ in range(100 if name == "light fcos" else 30):  # its distances begin at a pixel
         losses = detector.loss(detector.predict(detector.features(images), targets), targets)
         assert all(loss.item() >= 0 for loss in losses.values())
         optimizer.zero_grad()
