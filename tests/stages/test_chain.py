@@ -432,7 +432,7 @@ def test_a_pickle_is_refused(make, tmp_path, digits, student_settings):
     file = tmp_path / "model.pt"
     torch.save({"model": pytest.ExitCode.OK}, file)
     config = {"detector": student_settings, "weights": str(file), **TRAINING}
-    with pytest.raises(UserError, match="a pickled model, whose opening calls .*ExitCode"):
+    with pytest.raises(UserError, match=r"a pickled model, whose opening calls .*ExitCode"):
         make(tmp_path, "wrong", train, config, data=digits)
 
 
