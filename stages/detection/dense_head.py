@@ -231,6 +231,10 @@ class DenseHead(nn.Module):
                     nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if isinstance(self.regression_head, DistanceHead):
+            # Distances begin at one anchor side: at 0, half of them lie behind a ReLU that gives no gradient, and may stay
+            # there. torchvision begins at 0; our light heads did not get out.
+            nn.init.ones_(self.regression_head.bbox_reg.bias)  # type: ignore[arg-type]
         # torch types a bias as optional; this convolution has one.
         prior = self.classification_head.prior
         nn.init.constant_(self.classification_head.cls_logits.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]

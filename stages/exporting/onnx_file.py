@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pipeline.errors import VerdictError
 from stages.detection.detector import Detector
 from stages.exporting.fold import folded
+from stages.exporting.global_mean import with_global_means
 from stages.exporting.group_norm import with_instance_norm
 
 INPUT = "images"
@@ -46,6 +47,7 @@ def write_onnx(detector: Detector, height: int, width: int, count: int, file: Pa
     """
     images_BHWC = torch.zeros((2, height, width, 3), dtype=torch.uint8)  # two: a batch of one would be traced as static
     model = folded(detector, images_BHWC.permute(0, 3, 1, 2))
+    with_global_means(model)
     graph = Graph(model, count).eval()
     graph(images_BHWC)  # makes the anchors of this canvas before tracing, so that they are constants
     exporter = logging.getLogger("torch.onnx")
