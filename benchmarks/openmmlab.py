@@ -5,7 +5,8 @@
 
 Builds models from the configs that mmdet carries, gives them random weights and statistics, saves them as its runner does,
 loads the file into our detector by the documented settings, and prints the largest difference of levels, predictions and
-boxes on one random image. mmcv's compiled operations are not needed: RoIAlign and NMS are torchvision's here.
+boxes (pixels) on one random image, in double precision: random heads give near ties and boxes of thousands of pixels.
+mmcv's compiled operations are not needed: RoIAlign and NMS are torchvision's here.
 """
 
 from __future__ import annotations
@@ -79,9 +80,19 @@ def without_compiled_operations() -> None:
         return {"RoIAlign": RoIAlign, "batched_nms": batched_nms}.get(name) or type(name, (torch.nn.Module,), {})
 
     mmcv.__version__ = "2.1.0"  # mmdet 3.3.0 refuses 2.2.0, the oldest mmcv-lite for new Pythons
-    for name in ("ops", "ops.carafe", "ops.merge_cells", "ops.modulated_deform_conv", "ops.multi_scale_deform_attn"):
+    inside = (
+        "carafe",
+        "deform_conv",
+        "merge_cells",
+        "modulated_deform_conv",
+        "multi_scale_deform_attn",
+        "nms",
+        "roi_align",
+    )
+    for name in ("ops", *(f"ops.{one}" for one in inside)):
         made = types.ModuleType(f"mmcv.{name}")
         made.__getattr__ = asked  # type: ignore[method-assign]
+        made.__path__ = []  # a package, to whoever imports from it
         sys.modules[made.__name__] = made
     mmcv.ops = sys.modules["mmcv.ops"]
 
@@ -106,11 +117,12 @@ def theirs(config: Any, images_BCHW: Tensor, file: Path) -> dict[str, Any]:
     classes = tuple(CocoDataset.METAINFO["classes"])
     meta = {"cfg": config.pretty_text, "dataset_meta": {"classes": classes}}
     torch.save({"meta": meta, "state_dict": model.state_dict()}, file)
+    model.double()
     prepared = model.data_preprocessor
     order = [0, 1, 2] if config.model.data_preprocessor.bgr_to_rgb else [2, 1, 0]
-    levels = model.extract_feat((images_BCHW[:, order].float() - prepared.mean) / prepared.std)
+    levels = model.extract_feat((images_BCHW[:, order].double() - prepared.mean) / prepared.std)
     found: dict[str, Any] = {"levels": levels, "classes": classes}
-    if model.with_rpn:
+    if hasattr(model, "rpn_head"):
         sample = DetDataSample(metainfo={"img_shape": SIZE, "ori_shape": SIZE, "scale_factor": (1.0, 1.0)})
         (proposals,) = model.rpn_head.predict(levels, [sample], rescale=False)
         rois = bbox2roi([proposals.bboxes])
@@ -122,7 +134,7 @@ def theirs(config: Any, images_BCHW: Tensor, file: Path) -> dict[str, Any]:
     head = model.bbox_head
     maps = head(levels)
     flat = [
-        torch.cat([one.permute(0, 2, 3, 1).flatten(0, 2).view(-1, size) for one in kind])
+        torch.cat([one.permute(0, 2, 3, 1).reshape(-1, size) for one in kind])
         for kind, size in zip(maps, (80, 4, 1), strict=False)
     ]
     priors = torch.cat(head.prior_generator.grid_priors([one.shape[-2:] for one in maps[0]], device="cpu"))
@@ -135,7 +147,7 @@ def differences(settings: dict[str, Any], images_BCHW: Tensor, wanted: dict[str,
     """The largest absolute differences of our detector's numbers from theirs."""
     detector = build_detector(settings, len(wanted["classes"]))
     load_published(detector, file, wanted["classes"])
-    features = detector.eval().features(images_BCHW)
+    features = detector.double().eval().features(images_BCHW)
     predictions = detector.predict(features)
     pairs = {f"P{number}": pair for number, pair in enumerate(zip(features.levels, wanted["levels"], strict=True))}
     if isinstance(predictions, DensePredictions):

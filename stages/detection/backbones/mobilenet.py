@@ -8,6 +8,7 @@ from typing import Literal, cast, get_args
 
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
+from torchvision.ops import SqueezeExcitation
 
 from pipeline.config import BaseConfig
 from stages.detection.backbone import Backbone, Norm, adopt
@@ -20,6 +21,13 @@ _NETWORKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...], tuple[int,
     "mobilenet_v3_large": (mobilenet_v3_large, ("1", "3", "6", "12", "16"), (24, 40, 112, 960), 1e-3),
     "mobilenet_v3_small": (mobilenet_v3_small, ("0", "1", "3", "8", "12"), (16, 24, 48, 576), 1e-3),
 }
+
+
+class Mean(nn.Module):
+    """Over the map, BCHW to BC11: what torch's adaptive pooling computes, which is exported as a gathering of every cell."""
+
+    def forward(self, map_BCHW: Tensor) -> Tensor:
+        return map_BCHW.mean((2, 3), keepdim=True)
 
 
 class MobileNet(Backbone):
@@ -37,6 +45,9 @@ class MobileNet(Backbone):
         momentum = 0.1 if config.variant == "mobilenet_v2" else 0.01
         network = make(norm_layer=partial(norm, eps=self.norm_eps, momentum=momentum))
         adopt(cast(nn.Module, network.features), self.cuts[-1], self)
+        for module in self.modules():
+            if isinstance(module, SqueezeExcitation):
+                module.avgpool = Mean()
 
     @classmethod
     def build(cls, config: MobileNet.Config, norm: Norm) -> MobileNet:

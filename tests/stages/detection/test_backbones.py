@@ -19,6 +19,10 @@ from stages.detection.load import load_backbone
 from stages.exporting.onnx_file import write_onnx
 
 NANODET = Path(__file__).parents[4] / "shared/data/weights/nanodet_m.pth"
+HALF = {
+    "pixel_mean": [127.5] * 3,
+    "pixel_std": [127.5] * 3,
+}  # what this small one, and EfficientNet-lite, were trained with
 MOBILENET_V4 = "mobilenetv4_conv_small_035"
 
 
@@ -47,33 +51,33 @@ CLASSIFIERS = {
 
 
 def troubled(network):
-    """A classifier in whose statistics a wrong eps would show: at variances as small as eps itself."""
+    """A network whose statistics are not those of a fresh one."""
     for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_var.uniform_(1e-6, 1e-3)
-            module.running_mean.normal_(0, 0.01)
-            with torch.no_grad():  # what follows stays of one size, or fifty layers would end in infinity
-                module.weight.copy_((module.running_var + module.eps).sqrt())
+        if isinstance(module, torch.nn.BatchNorm2d | FrozenBatchNorm2d):
+            module.running_var.uniform_(0.3, 0.6)
+            module.running_mean.normal_(0, 0.1)
     return network.eval()
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize("norm", ["frozen", "batch"])
 def test_classification_weights_keep_their_meaning(name, norm, build, student_settings, tmp_path):
+    """In double precision, where a lost eps of 1e-5 shows against what float32 weights round."""
     if name == "swin_t" and norm == "batch":
         pytest.skip("a Swin has no batch normalisation: both settings are one network")
     torch.manual_seed(0)
     make, features = CLASSIFIERS[name]
     classifier = troubled(make())
     torch.save(classifier.state_dict(), tmp_path / "weights.pth")
-    pixels = {key: [127.5] * 3 for key in ("pixel_mean", "pixel_std")} if MOBILENET_V4 in name else {}
-    detector = build({**student_settings, "backbone": name, "backbone_norm": norm, **pixels}).eval()
+    colours = HALF if "timm" in name else {}
+    detector = build({**student_settings, **colours, "backbone": name, "backbone_norm": norm}).eval()
     load_backbone(detector, tmp_path / "weights.pth")
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    detector, classifier = detector.double(), classifier.double()
     with torch.no_grad():
         wanted = features(classifier, detector.normalise(images))
         found = detector.features(images).backbone[-1]
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
     assert any(isinstance(one, FrozenBatchNorm2d) for one in detector.modules()) == (
         norm == "frozen" and name != "swin_t"
     )
@@ -91,8 +95,7 @@ def test_weights_for_other_colours_are_refused_with_what_to_set(build, student_s
     torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "weights.pth")
     with pytest.raises(UserError, match=re.escape("set pixel_mean: [127.5, 127.5, 127.5]")):
         load_backbone(build(settings), tmp_path / "weights.pth")
-    half = {"pixel_mean": [127.5] * 3, "pixel_std": [127.5] * 3}
-    load_backbone(build({**settings, **half}), tmp_path / "weights.pth")
+    load_backbone(build({**settings, **HALF}), tmp_path / "weights.pth")
 
 
 @pytest.mark.skipif(not NANODET.is_file(), reason="../shared/data/weights/nanodet_m.pth is not beside the checkout")
@@ -101,9 +104,10 @@ def test_the_backbone_of_a_real_detector_loads(build, student_settings):
     load_backbone(detector, NANODET)
     real = torch.load(NANODET, weights_only=True)["state_dict"]
     own = detector.backbone.body.state_dict()
-    assert len(own) == 330  # as its README says: without conv5
-    learnt = {key: value for key, value in own.items() if "num_batches" not in key}
-    assert all(torch.equal(value, real[f"backbone.{key}"]) for key, value in learnt.items())
+    assert {f"backbone.{key}" for key in own} == {
+        key for key in real if key.startswith("backbone.") and ".conv5" not in key
+    }
+    assert all(torch.equal(value, real[f"backbone.{key}"]) for key, value in own.items() if "num_batches" not in key)
 
 
 @pytest.mark.parametrize(
@@ -155,5 +159,9 @@ def test_a_family_is_exported_and_every_convolution_is_found(name, build, studen
     with torch.no_grad():
         wanted = detector(torch.from_numpy(images).permute(0, 3, 1, 2), 50)
     np.testing.assert_allclose(scores, wanted.scores_BN, atol=1e-4)
-    np.testing.assert_allclose(boxes, wanted.boxes_BN4, atol=1e-2)
+    # Two scores that differ by rounding may change places; one that is nearly the last may be left out.
+    sure = wanted.scores_BN[0] > wanted.scores_BN[0, -1] + 1e-4
+    distance = np.abs(boxes[0][:, None] - wanted.boxes_BN4[0].numpy()[None]).max(-1).min(0)
+    assert sure.sum() > 25
+    assert distance[sure.numpy()].max() < 1e-2
     assert not any(node.op_type == "BatchNormalization" for node in onnx.load(file).graph.node)  # all are folded
