@@ -67,6 +67,9 @@ def examined(
                 f"distill: the teacher {one.name} has {100 * (ap or 0.0):.1f} AP on a sample of {images} validation images, "
                 f"min_teacher_ap asks for {100 * least:.1f}; train it longer, wire a better one, or lower min_teacher_ap"
             )
-        same = {"name": one.name, "key": one.key, "licences": one.licences}
-        found.append(Teacher(**same, checksum=checksum(detector), ap=ap, images=images))
+        found.append(
+            Teacher(
+                name=one.name, key=one.key, checksum=checksum(detector), ap=ap, images=images, licences=one.licences
+            )
+        )
     return tuple(found)
