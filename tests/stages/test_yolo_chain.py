@@ -5,16 +5,18 @@ from importlib.util import find_spec
 
 import onnx
 import pytest
+import torch
 
 from pipeline import graph
 from pipeline.errors import ConfigError, UserError
 from stages import distill, export, prune, quantize, release, train, validate
+from stages.detection.load import build_detector, save_weights
 
 if find_spec("ultralytics") is None:
     pytest.skip("pip install 'headstart[ultralytics]' (AGPL-3.0)", allow_module_level=True)
 
 SHORT = {
-    "steps": 4,
+    "steps": 2,
     "batch_size": 4,
     "optimizer": {"name": "adamw", "lr": 1e-3, "warmup": 0, "schedule": "constant", "clip": 10},
     "device": "cpu",
@@ -24,6 +26,23 @@ METHODS = {
     "head": {"name": "head", "rois": 8, "proposals": 16, "warmup": 0, "normalise": True},
 }
 YOLO = {"name": "yolo", "model": "yolo26n"}
+
+
+def lively(name, file, classes):
+    """Weights with which a network detects something before it has learnt anything: its normalisations know a batch of
+    noise, and its scores begin at a tenth, where Ultralytics begins at a thousandth."""
+    torch.manual_seed(0)
+    detector = build_detector({"name": "yolo", "model": name}, len(classes)).train()
+    norms = [module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        detector.predict(detector.features(torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8)))
+        for key, value in detector.head.named_parameters():
+            if "cv3" in key and key.endswith("2.bias"):
+                value.fill_(-2.2)
+    save_weights(detector, file, classes)
+    return str(file)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +55,7 @@ def teacher(tmp_path_factory, make, digits, teacher_settings):
 def chain(tmp_path_factory, make, digits, teacher):
     folder = tmp_path_factory.mktemp("chain")
     config = {"student": YOLO, "methods": METHODS, "probes": 2, "teacher_sample": 4, **SHORT}
+    config["weights"] = lively("yolo26n", folder / "begin.safetensors", digits.classes)
     distilled = make(folder, "distilled", distill, config, data=digits, teacher=[teacher])
     student = make(folder, "student", prune, {}, checkpoint=distilled, data=digits)
     model = make(folder, "onnx", export, {"parity_images": 6}, checkpoint=student, data=digits)
@@ -76,7 +96,9 @@ def test_the_licence_travels_to_the_bundle(tmp_path, make, digits, chain):
 
 
 def test_a_yolo_that_needs_nms_is_quantised(tmp_path, make, digits):
-    student = make(tmp_path, "student", train, {"detector": {"name": "yolo", "model": "yolov8n"}, **SHORT}, data=digits)
+    weights = lively("yolov8n", tmp_path / "begin.safetensors", digits.classes)
+    config = {"detector": {"name": "yolo", "model": "yolov8n"}, "weights": weights, **SHORT}
+    student = make(tmp_path, "student", train, config, data=digits)
     model = make(tmp_path, "onnx", export, {"parity_images": 4}, checkpoint=student, data=digits)
     assert model.contract["nms"] == "host"
     config = {"images": 8, "held_out": 8, "sensitivity_images": 1, "max_ap_drop": 1.0}
