@@ -104,7 +104,7 @@ def test_bccd(make: Make) -> None:
     assert data.val.boxes_per_class == {name: counts["val"] for name, counts in stats["classes"].items()}
     split = CocoSplit(data.folder("val"), data.annotations("val"))
     sample = split.sample(0)
-    assert sample.image.size == (640, 480)
+    assert sample.size == (480, 640)
     document = json.loads((BCCD / "annotations" / "instances_val.json").read_text())
     own = [a for a in document["annotations"] if a["image_id"] == sample.image_id]
     expected = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in own)]

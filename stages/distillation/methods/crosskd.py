@@ -110,11 +110,6 @@ class CrossKD(DistillationMethod):
                 f"head, was given {kinds(student, teacher)}; for other pairs take pkd or head"
             )
         self.config = config
-        if student.tower_channels is None:
-            raise UserError(
-                f"method crosskd: the towers of {type(student).__name__} differ from level to level, and one level's cannot "
-                "enter a head for all; take pkd or head"
-            )
         own, depth = (len(head.classification_head.tower(0)) for head in (student.head, teacher.head))
         if config.convs > depth:
             raise UserError(

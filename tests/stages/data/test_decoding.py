@@ -82,16 +82,16 @@ def test_training_and_the_device_see_the_same_pixels(kind: str, tmp_path: Path) 
     assert np.abs(pixels - expected).mean() < 5  # upright and of the right colours, but for the codec
 
     sample = CocoSplit(tmp_path, tmp_path / "a.json").sample(0)
-    np.testing.assert_array_equal(np.asarray(sample.image), pixels)
+    np.testing.assert_array_equal(sample.pixels_HWC, pixels)
     for spec in (ImageSpec(*SIZE, (1, 2, 3)), ImageSpec(32, 64, (1, 2, 3))):
         device_HWC, placement = spec.prepare(decode(file))
         placed = place(sample, spec, AugmentConfig(), np.random.default_rng(0))
-        training_HWC = placed.image_CHW.numpy().transpose(1, 2, 0)
+        training_HWC = placed.canvas_HWC
         resized = placement.content != placement.original
         # torchvision's resize is at most a level from Pillow's; where nothing is resized, they are equal.
         assert np.abs(training_HWC.astype(int) - device_HWC).max() <= resized
         expected_box = placement.to_input(np.asarray([[8, 4, 38, 24]], np.float32))
-        np.testing.assert_allclose(placed.boxes_N4.numpy(), expected_box, rtol=1e-6)
+        np.testing.assert_allclose(placed.boxes_N4, expected_box, rtol=1e-6)
 
 
 def test_the_check_takes_them_all_and_knows_their_upright_size(tmp_path: Path) -> None:
