@@ -81,7 +81,8 @@ def test_what_the_samples_tell_is_a_reason(model, white, monkeypatch):
 def test_a_peak_can_be_forgotten():
     if peak_rss_bytes() is None or not forget_peak():
         pytest.skip("this system does not tell its peak memory, or does not reset it")
-    with mmap.mmap(-1, 2**26) as held:  # of the system itself: an allocator may give what it holds and keep what it gets
+    # Of the system itself: an allocator may give what it holds, and keep what it gets back.
+    with mmap.mmap(-1, 2**26) as held:
         for _ in range(64):
             held.write(bytes(2**20))
         high = peak_rss_bytes()

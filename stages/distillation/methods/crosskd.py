@@ -103,6 +103,7 @@ class CrossKD(DistillationMethod):
         if (
             not isinstance(student, DenseDetector)
             or not isinstance(student.head, DenseHead)
+            or student.tower_channels is None
             or not isinstance(teacher, RetinaNet)
         ):
             raise UserError(
