@@ -27,7 +27,7 @@ from stages.exporting.layers import layers_of, nodes_of
 Calibration = Literal["minmax", "entropy", "percentile"]
 _METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 # Of a histogram with as many bins as there are steps, as is the default, entropy cuts nothing off.
-_BINS = {"entropy": {"num_bins": 1024}}
+BINS = {"entropy": {"num_bins": 1024}}
 # What is quantised in a layer; anything else computes in float between two pairs. Additions and poolings in eight bits
 # made a RetinaNet-R18 no faster, and an addition loses what its two sides do not share.
 _OPERATORS = {
@@ -78,7 +78,7 @@ class Quantiser:
             _OPERATORS[self.runtime],
             augmented_model_path=str(self.scratch / "calibrated.onnx"),
             calibrate_method=CalibrationMethod[_METHODS[calibration]],
-            extra_options={"symmetric": self.runtime == "tensorrt", **_BINS.get(calibration, {})},
+            extra_options={"symmetric": self.runtime == "tensorrt", **BINS.get(calibration, {})},
         )
         name = self.model.graph.input[0].name
         for batch in batches:  # one call each: until a call ends, every value of its images stays in memory
