@@ -27,6 +27,7 @@ from stages.evaluation.report.sections import audit, results
 from stages.evaluation.report.sections.experiment import arms as arms_section
 from stages.evaluation.report.sections.experiment import arms_table, where_it_pays
 from stages.evaluation.report.sections.loading import loading
+from stages.evaluation.report.sections.tradeoff import tradeoff
 from stages.evaluation.report.teaching import teaching
 from stages.evaluation.report.wording import ap, megabytes, milliseconds, rounded, sentence, signed_ap
 
@@ -162,6 +163,7 @@ def written_page(config: Config, evidence: Evidence, findings: Findings) -> Page
         sections=[
             *experiment_sections(findings.experiment),
             results.models(evidence, findings.ships),
+            *([weighed] if (weighed := tradeoff(evidence)) else []),
             *(student_sections(config, evidence, findings) if findings.ships else []),
             audit.training(evidence),
             *([seen] if (seen := loading(evidence)) else []),

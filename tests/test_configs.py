@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import onnx
+import onnx.parser
 import pytest
 import yaml
 
@@ -12,16 +14,22 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 EXPERIMENTS = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
 FILES = {"annotations", "weights", "backbone_weights"}  # settings that name a file
+NANO = """<ir_version: 9, opset_import: ["": 17]>
+g (float[batch, 3, 128, 128] images) => (float[batch, 24, 2048] output0) <int64[3] shape = {0, 24, 2048}> {
+    output0 = Reshape(images, shape)
+}"""
 LENGTH = {"steps", "epochs", "validate_every"}
 
 
 def place_files(settings, folder):
-    """Make the files and folders that a config names, empty: loading reads none of them."""
+    """Make the files and folders that a config names, empty: loading reads none of them but ONNX files."""
     if isinstance(settings, dict):
         for key, value in settings.items():
             if key == "images" and isinstance(value, str):
                 (folder / value).mkdir(parents=True, exist_ok=True)
-            elif key in FILES and isinstance(value, str):
+            elif isinstance(value, str) and value.endswith(".onnx"):
+                onnx.save(onnx.parser.parse_model(NANO), folder / value)
+            elif isinstance(value, str) and key in FILES:
                 (folder / value).parent.mkdir(parents=True, exist_ok=True)
                 (folder / value).touch()
             else:
@@ -36,6 +44,8 @@ def config(request):
 @pytest.fixture
 def nodes(config, tmp_path, monkeypatch):
     """The nodes of a config, loaded where the files it names exist."""
+    if "name: yolo," in config.read_text():
+        pytest.importorskip("ultralytics")  # .ci/ultralytics runs it where that is
     place_files(yaml.safe_load(config.read_text()), tmp_path)
     monkeypatch.chdir(tmp_path)
     return {node.name: node for node in graph.load(config, (), "stages").nodes}
@@ -88,14 +98,14 @@ def test_every_arm_has_the_control_of_its_budget(nodes, config):
     plain = [node for node in nodes.values() if node.uses == "train" and node.entry != "teacher"]
     assert len({(arm.entry, *without_seed(arm.axes).items()) for arm in arms}) > 1, "one arm is no experiment"
     for arm in arms:
-        (control,) = [node for node in plain if recipe(node) == recipe(arm)]
-        assert control.config.detector.dump() == arm.config.student.dump()
-        assert control.entry in ("control", f"control_{arm.config.images}")
+        student = arm.config.student.dump()
+        (control,) = [node for node in plain if recipe(node) == recipe(arm) and node.config.detector.dump() == student]
+        assert control.entry in ("control", f"control_{arm.config.images}", arm.entry.removesuffix("_taught"))
 
 
 @pytest.mark.parametrize("config", EXPERIMENTS, indirect=True, ids=lambda path: path.stem)
 def test_an_experiment_trains_side_by_side_measures_and_tells(nodes, config):
-    assert {node.uses for node in nodes.values()} == {"dataset", "train", "distill", "validate", "report"}
+    assert {node.uses for node in nodes.values()} >= {"dataset", "train", "distill", "validate", "report"}
     assert graph.load(config, (), "stages").jobs == 2
 
 

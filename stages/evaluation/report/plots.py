@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib as mpl
 import numpy as np
@@ -42,6 +42,7 @@ _STYLE: Any = {  # matplotlib types the keys one by one
     "legend.fontsize": 7.5,
     "lines.linewidth": 1.3,
 }
+_TIMES = [digit * 10.0**power for power in range(-1, 5) for digit in (1, 2, 3, 5, 7)]  # ticks, in milliseconds
 _POINTS = 150  # of one line: more cannot be seen at this size
 Series = tuple[Sequence[float], Sequence[float]]  # x, y
 Points = Mapping[float, Sequence[float]]  # x, and every y that was measured there
@@ -197,6 +198,50 @@ def curves(panels: Mapping[str, Mapping[str, Points]], label: str) -> str:
             empty.set_visible(False)
         axes[0].set_ylabel("AP")
         axes[0].legend(loc="best", handlelength=1.2)
+        return _svg(figure)
+
+
+class Dot(Protocol):
+    """A file in `frontier`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def milliseconds(self) -> float: ...
+    @property
+    def ap(self) -> float: ...
+    @property
+    def taught(self) -> bool: ...
+    @property
+    def network(self) -> str: ...
+
+
+def frontier(dots: Sequence[Dot], best: Sequence[Dot]) -> str:
+    """One dot a file at its milliseconds and AP x 100, filled if taught; equal networks joined, a line through `best`."""
+    networks = list(dict.fromkeys(dot.network for dot in dots))
+    colours = dict(zip(networks, COLOURS * (len(networks) // len(COLOURS) + 1), strict=False))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+        panel = figure.subplots()
+        panel.set_xscale("log")
+        line = [(one.milliseconds, 100 * one.ap) for one in best]
+        panel.plot(*zip(*line, strict=True), color="#9ca3af", linewidth=0.9, zorder=2)
+        for network in networks:
+            same = [dot for dot in dots if dot.network == network]
+            x, y = ([one.milliseconds for one in same], [100 * one.ap for one in same])
+            panel.plot(x, y, color=colours[network], linestyle=":", zorder=2)
+            for dot in same:
+                place, inside = (dot.milliseconds, 100 * dot.ap), colours[network] if dot.taught else "#ffffff"
+                panel.scatter(*place, s=42, color=inside, edgecolors=colours[network], linewidths=1.4, zorder=3)
+                panel.annotate(dot.name, place, (7, 0), textcoords="offset points", va="center", fontsize=7.5)
+        most = max(dot.milliseconds for dot in dots)
+        ticks = [tick for tick in _TIMES if 0.8 * min(dot.milliseconds for dot in dots) <= tick <= 1.5 * most]
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.minorticks_off()
+        panel.set_xlim(right=1.6 * most)  # room for the last name
+        panel.set_ylim(bottom=0)
+        panel.set_xlabel("milliseconds an image")
+        panel.set_ylabel("AP")
         return _svg(figure)
 
 
