@@ -1,6 +1,7 @@
-"""For all tests: one thread, and a Ctrl-C that arrives.
+"""For all tests: one core and one thread for each process of theirs, the longest files first, and a Ctrl-C that arrives.
 
-The models are tiny, and two threads wait for each other when the machine is busy. A shell that starts the tests in the
+The models are tiny, and two threads wait for each other when the machine is busy: ONNX Runtime's spin while they wait,
+and take their core from the other process. A shell that starts the tests in the
 background has them ignore Ctrl-C, and so would the processes that tests start and interrupt.
 """
 
@@ -18,6 +19,9 @@ from pathlib import Path
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch or numpy is imported, here and in the processes that tests start
+if (_worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    _cores = sorted(os.sched_getaffinity(0))  # what tests start inherits it, and our runtime takes no more threads
+    os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What a device need not have: what trains, and our other packages. `deploy` must come from the folder that was carried.
@@ -30,6 +34,29 @@ class Refused:
             raise ImportError(f"{name}: a device has none")
 sys.meta_path.insert(0, Refused())
 """
+
+
+# Files that take longest: begun first, so that at the end no process waits minutes for the other's last file.
+_LONGEST = (
+    "test_interruptions.py",
+    "test_quantize.py",
+    "test_contracts.py",
+    "test_equals_torchvision.py",
+    "test_beside.py",
+    "test_backbones.py",
+    "test_precision.py",
+    "test_chain.py",
+    "test_starter.py",
+    "test_external_real.py",
+    "test_build_engine.py",
+    "test_target.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first, the others as they were; within a file nothing moves."""
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session")
