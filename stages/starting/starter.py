@@ -15,6 +15,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from deploy.cuda import devices
+from deploy.machine import cores
 from pipeline import lookup
 from pipeline.config import Choice
 from pipeline.errors import UserError
@@ -59,6 +61,7 @@ def write(
     student = choose(height, width, len(classes), gflops)
     text = Template(CONFIG).substitute(
         file=out,
+        jobs=2 if cores() > 1 and not devices()[0] else 1,
         folder=folder,
         source="\n      ".join(_source_lines(name, settings)),
         classes=json.dumps(classes, ensure_ascii=False),

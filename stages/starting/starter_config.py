@@ -8,6 +8,7 @@ CONFIG = """\
 # `pipeline stages` explains every setting. Change one, and only what depends on it runs again. For a first look at the
 # whole chain: pipeline run $file --set stages.teacher.steps=50 --set stages.control.steps=50 --set stages.distilled.steps=50
 # Sized for a CPU with random weights at the start: with a GPU, take a larger canvas, pretrained backbones, more steps.
+jobs: $jobs                       # trainings at once, each with its share of the cores; 1 where they would share a GPU
 stages:
   data:                       # every image is opened once; every defect is refused or reported
     uses: dataset

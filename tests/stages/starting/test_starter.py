@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline.errors import UserError
 from pipeline.graph import load
 from stages import dataset
+from stages.starting import starter
 from stages.starting.starter import canvas, write
 from stages.starting.students import choose, students
 
@@ -173,6 +174,17 @@ def test_config_is_a_whole_chain_without_a_problem(tmp_path: Path) -> None:
     write(root, out)
     made = {node.uses for node in load(out).nodes}
     assert made == {"dataset", "train", "distill", "prune", "export", "validate", "benchmark", "report", "release"}
+
+
+@pytest.mark.parametrize(("cores", "gpus", "jobs"), [(2, [], 2), (1, [], 1), (16, [{"name": "A GPU"}], 1)])
+def test_trainings_share_cores_and_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, gpus: list[object], jobs: int
+) -> None:
+    monkeypatch.setattr(starter, "cores", lambda: cores)
+    monkeypatch.setattr(starter, "devices", lambda: (gpus, None))
+    coco(tmp_path / "data" / "train.json", ["a.png", "b.png"], tmp_path / "data" / "images")
+    write(tmp_path / "data", tmp_path / "my.yaml")
+    assert yaml.safe_load((tmp_path / "my.yaml").read_text())["jobs"] == jobs
 
 
 def voc(root: Path, stem: str, corner: int = 1) -> None:
