@@ -97,8 +97,9 @@ Path(made).rename(into)
 """
 VERSIONS = """
 import json
-from importlib.metadata import version
-print(json.dumps({name: version(name) for name in ("ultralytics", "torch", "onnxruntime", "opencv-python-headless")}))
+from importlib.metadata import distributions
+names = ("ultralytics", "torch", "onnxruntime", "opencv-python", "opencv-python-headless")
+print(json.dumps({one.name: one.version for one in distributions() if one.name in names}))
 """
 
 
