@@ -28,7 +28,7 @@ class Config(session.DistillationConfig):
 def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
     """Methods that need a teacher have one that they can learn from, and settings that the optimizer allows."""
     yield from contradictions(config)
-    yield from session.unmeasured(config)
+    yield from session.idle(config)
     # What a pruning or a user's own stage makes is known only when it is made.
     teachers = {node.name: getattr(node.config, "detector", None) for node in wired.get("teacher") or ()}
     yield from fit.problems(config.student, config.methods, teachers, config.optimizer)
@@ -43,7 +43,8 @@ def run(
     # The student comes first, so that it begins with the same weights as a control of the same seed.
     student = config.student.cls.build(config.student.config, len(data.classes))
     begin(student, config, data.classes)
-    task = DistillationTask(student, guides, fit.built(config.methods, student, guides))
+    unlabelled = session.without_labels(config, data, directory)
+    task = DistillationTask(student, guides, fit.built(config.methods, student, guides), unlabelled)
     fitted = session.teach(task, teachers, config, data, directory)
     source = teachers[0].key if teachers else ""
     detector = config.student.dump()

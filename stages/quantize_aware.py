@@ -40,7 +40,7 @@ def check(config: Config, wired: Mapping[str, Any]) -> Iterable[str]:
         yield "it begins with the weights of its checkpoint; remove `weights` and `backbone_weights`"
     if problem := missing(config.tensorboard):
         yield problem
-    yield from session.unmeasured(config)
+    yield from session.idle(config)
     for node in wired.get("checkpoint", ()):
         student = planned_detector(node)
         if student is not None:
@@ -55,7 +55,7 @@ def run(config: Config, directory: Path, *, checkpoint: Checkpoint, data: Datase
     methods = fit.built(config.methods, student, guides)
     rounded = fake_quantise(student, data.height, data.width, config.runtime, config.float_layers)
     logger.info("%d convolutions are rounded to eight bits", len(rounded))
-    task = DistillationTask(student, guides, methods)
+    task = DistillationTask(student, guides, methods, session.without_labels(config, data, directory))
     fitted = session.teach(task, teachers, config, data, directory)
     plain = build_detector(checkpoint.detector, len(checkpoint.classes))
     state = student.state_dict()

@@ -113,6 +113,8 @@ class DistilledCheckpoint(TrainedDetector):
     """Means over a few of the first steps; empty after a training too short for any."""
     gradient_warnings: tuple[str, ...] = ()
     """Losses that were dead, or left the detection losses no say, one sentence each."""
+    unlabelled: int = 0
+    """Images without labels that it learnt from too."""
     methods_flops: int
     """Operations of one training forward on one image that are not the student's: teacher, assistants, adapters."""
     probes: str

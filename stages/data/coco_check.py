@@ -179,7 +179,7 @@ def _check_images(name: str, document: CocoDocument, folder: Path, found: _Findi
     looked: dict[int, Picture] = {}
     unreadable, wrong_size = [], []
     with progress(f"check {name}", total=len(files), unit="image") as advance, _pool() as pool:
-        for image, picture in zip(images, pool.map(_look, files), strict=True):
+        for image, picture in zip(images, pool.map(look, files), strict=True):
             advance(1)
             if isinstance(picture, Picture):
                 looked[image["id"]] = picture
@@ -208,7 +208,7 @@ def _pool() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _look(file: Path) -> Picture | str:
+def look(file: Path) -> Picture | str:
     """What the file holds; or why it cannot be read, or nothing where it is missing, which has been said."""
     try:
         content = file.read_bytes()

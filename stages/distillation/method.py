@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from pydantic import Field
@@ -38,6 +38,40 @@ def in_full(record: Record) -> Record:
     return record
 
 
+class FeatureBatch(Protocol):
+    """What a method reads that compares features alone: it can be had of images without labels too."""
+
+    clock: Clock
+
+    @property
+    def features(self) -> Features: ...
+    @property
+    def teacher_features(self) -> Features: ...
+
+
+def frozen_features(teacher: Detector, images_BCHW: Tensor, half: torch.dtype | None) -> Features:
+    """A teacher's backbone and neck, without a gradient; computed in `half` if that is given, told in full."""
+    with torch.no_grad(), torch.autocast(images_BCHW.device.type, dtype=half, enabled=half is not None):
+        features: Features = teacher.features(images_BCHW)
+    return in_full(features)
+
+
+@dataclass
+class UnlabelledBatch:
+    """Images without labels as the student saw them, and one teacher, which is asked at most once."""
+
+    images_BCHW: Tensor
+    features: Features
+    clock: Clock
+    teacher: Detector
+    half: torch.dtype | None = None
+
+    @cached_property
+    def teacher_features(self) -> Features:
+        """The frozen teacher's backbone and neck on the same images."""
+        return frozen_features(self.teacher, self.images_BCHW, self.half)
+
+
 @dataclass
 class DistillationBatch:
     """One batch as the student saw it, and one teacher. What is asked of the teacher runs at most once, and only when
@@ -57,9 +91,7 @@ class DistillationBatch:
     def teacher_features(self) -> Features:
         """The frozen teacher's backbone and neck on the same images."""
         assert self.teacher is not None, "a method that needs a teacher was given none"
-        with torch.no_grad(), self._reduced():
-            features = self.teacher.features(self.images_BCHW)
-        return in_full(features)
+        return frozen_features(self.teacher, self.images_BCHW, self.half)
 
     @cached_property
     def teacher_predictions(self) -> Predictions:
@@ -100,6 +132,8 @@ class DistillationMethod(nn.Module, ABC):
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     needs_teacher: ClassVar[bool] = True
+    learns_unlabelled: ClassVar[bool] = False
+    """Whether `forward` takes a `FeatureBatch`, and so can be called on images without labels too; it keeps nothing of them."""
     config: Any
 
     @abstractmethod

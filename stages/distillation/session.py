@@ -20,6 +20,8 @@ from stages.distillation import gradients
 from stages.distillation.method import DistillationMethod
 from stages.distillation.task import DistillationTask
 from stages.distillation.teachers import check_untouched, load_teachers
+from stages.distillation.unlabelled import Unlabelled, UnlabelledConfig, load
+from stages.distillation.unlabelled import problems as unlabelled_problems
 from stages.evaluation.flops import inference_flops
 from stages.evaluation.measure import average_precision
 from stages.evaluation.probes import record_probes
@@ -42,14 +44,25 @@ class DistillationConfig(SessionConfig):
     """Validation images on which the student's outputs are recorded, for the prune stage to reproduce."""
     teacher_sample: int = Field(default=100, ge=0)
     """Validation images on which each teacher's AP is measured before it teaches, the same ones always; 0 measures none."""
+    unlabelled: UnlabelledConfig | None = None
+    """Images without labels from which the student learns too, by the methods that compare features."""
     min_teacher_ap: float = Field(default=0.0, ge=0, le=1)
     """AP on the sample below which a teacher stops the stage; by default it is only recorded."""
 
 
-def unmeasured(config: DistillationConfig) -> Iterator[str]:
-    """An AP that is asked of the teachers and not measured."""
+def idle(config: DistillationConfig) -> Iterator[str]:
+    """What is asked for and would do nothing: an AP that is not measured, images that no method learns from."""
     if config.min_teacher_ap and not config.teacher_sample:
         yield "min_teacher_ap: asks for an AP that teacher_sample: 0 does not measure; set teacher_sample"
+    yield from unlabelled_problems(config.unlabelled, config.methods)
+
+
+def without_labels(config: DistillationConfig, data: Dataset, directory: Path) -> Unlabelled | None:
+    """The images without labels of this training, if there are any. Raises UserError where they cannot be used."""
+    if config.unlabelled is None:
+        return None
+    split = load(config.unlabelled, data, directory)
+    return Unlabelled(split, data.image_spec(), config.augment, config.unlabelled, config.seed)
 
 
 def prepare(
@@ -111,6 +124,7 @@ def record(
         teachers=teachers,
         gradients=tuple(gradients.shares(measured)),
         gradient_warnings=tuple(gradients.warnings(measured)),
+        unlabelled=task.unlabelled.count if task.unlabelled else 0,
         methods_flops=_methods_flops(task, data.height, data.width),
         probes="probes.safetensors",
     )

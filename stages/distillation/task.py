@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from stages.detection.detector import Detector
 from stages.detection.records import Targets
 from stages.distillation.gradients import GradientLog
-from stages.distillation.method import DistillationBatch, DistillationMethod, in_full
+from stages.distillation.method import DistillationBatch, DistillationMethod, UnlabelledBatch, in_full
 from stages.distillation.teachers import chosen
+from stages.distillation.unlabelled import Unlabelled
 from stages.training.clock import Clock
 from stages.training.task import TrainingTask
 
@@ -30,6 +31,7 @@ class DistillationTask(TrainingTask):
         student: Detector,
         teachers: Detector | Mapping[str, Detector] | None = None,
         methods: Mapping[str, DistillationMethod] | None = None,
+        unlabelled: Unlabelled | None = None,
     ) -> None:
         super().__init__()
         self.student: Detector = student
@@ -42,6 +44,7 @@ class DistillationTask(TrainingTask):
         }
         for teacher in self.teachers.values():
             teacher.eval().requires_grad_(False)
+        self.unlabelled = unlabelled
         self._gradients = GradientLog()
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
@@ -75,6 +78,28 @@ class DistillationTask(TrainingTask):
                 head_only = {f"student/{name}" for name in self.student.head_only}
                 reaching = {name: loss for name, loss in losses.items() if name not in head_only}
                 self._gradients.measure(reaching, features, clock)
+        if self.unlabelled and self.training:
+            losses |= self._without_labels(self.unlabelled, images_BCHW.device, clock, half)
+        return losses
+
+    def _without_labels(
+        self, unlabelled: Unlabelled, device: torch.device, clock: Clock, half: torch.dtype | None
+    ) -> dict[str, Tensor]:
+        """Losses named `METHOD/unlabelled_...` of the methods that can, on this step's images without any."""
+        images_BCHW = unlabelled.images(clock.iteration).to(device, memory_format=torch.channels_last)
+        features = self.student.features(images_BCHW)
+        losses: dict[str, Tensor] = {}
+        with torch.autocast(device.type, enabled=False):
+            mine = in_full(features)
+            batches = {
+                name: UnlabelledBatch(images_BCHW, mine, clock, teacher, half)
+                for name, teacher in self.teachers.items()
+            }
+            for name, method in self.methods.items():
+                taught_by = self._taught_by[name]
+                if method.learns_unlabelled and taught_by is not None:
+                    found = method(batches[taught_by])
+                    losses |= {f"{name}/unlabelled_{term}": unlabelled.weight * loss for term, loss in found.items()}
         return losses
 
     def observations(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.detection.detector import Detector
-from stages.distillation.method import DistillationBatch, DistillationMethod, MethodConfig
+from stages.distillation.method import DistillationMethod, FeatureBatch, MethodConfig
 from stages.distillation.pairing import PairedMaps, Pairing
 
 
@@ -30,6 +30,8 @@ def cwd_loss(student_BCHW: Tensor, teacher_BCHW: Tensor, tau: float = 1.0) -> Te
 
 class CWD(DistillationMethod):
     """The student's neck against the teacher's, channel by channel."""
+
+    learns_unlabelled = True
 
     class Config(MethodConfig):
         weight: float = Field(default=10.0, ge=0)
@@ -46,7 +48,7 @@ class CWD(DistillationMethod):
         self.config = config
         self.maps = PairedMaps("cwd", student, teacher, config.pairing)
 
-    def forward(self, batch: DistillationBatch) -> Mapping[str, Tensor]:
+    def forward(self, batch: FeatureBatch) -> Mapping[str, Tensor]:
         maps = self.maps(batch.features, batch.teacher_features)
         losses = [cwd_loss(mine, theirs, self.config.tau) for mine, theirs in maps]
         return {"feature": self.config.weight * sum(losses[1:], losses[0])}

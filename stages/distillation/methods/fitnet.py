@@ -18,12 +18,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.detection.detector import Detector
-from stages.distillation.method import DistillationBatch, DistillationMethod, MethodConfig
+from stages.distillation.method import DistillationMethod, FeatureBatch, MethodConfig
 from stages.distillation.pairing import PairedMaps, Pairing, Stages
 
 
 class FitNet(DistillationMethod):
     """Mean squared error between the student's adapted maps and the teacher's."""
+
+    learns_unlabelled = True
 
     class Config(MethodConfig):
         weight: float = Field(default=1.0, ge=0)
@@ -41,7 +43,7 @@ class FitNet(DistillationMethod):
         self.config = config
         self.maps = PairedMaps("fitnet", student, teacher, config.pairing, config.stages, config.adapters)
 
-    def forward(self, batch: DistillationBatch) -> Mapping[str, Tensor]:
+    def forward(self, batch: FeatureBatch) -> Mapping[str, Tensor]:
         losses: dict[str, Tensor] = {}
         maps = self.maps(batch.features, batch.teacher_features)
         for (mine, theirs), (backbone, *_) in zip(maps, self.maps.pairs, strict=True):

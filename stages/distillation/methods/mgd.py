@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stages.detection.detector import Detector
-from stages.distillation.method import DistillationBatch, DistillationMethod, MethodConfig
+from stages.distillation.method import DistillationMethod, FeatureBatch, MethodConfig
 from stages.distillation.pairing import PairedMaps, Pairing
 
 
@@ -43,6 +43,8 @@ def mgd_loss(
 class MGD(DistillationMethod):
     """A generator for each pair of levels; it goes with the method."""
 
+    learns_unlabelled = True
+
     class Config(MethodConfig):
         weight: float = Field(default=2e-5, ge=0)
         """Weight of each level's sum of squares: 2e-5 for one-stage detectors, 5e-7 for two-stage ones."""
@@ -59,7 +61,7 @@ class MGD(DistillationMethod):
         self.maps = PairedMaps("mgd", student, teacher, config.pairing)
         self.generators = nn.ModuleList(generator(channels) for channels in self.maps.channels)
 
-    def forward(self, batch: DistillationBatch) -> Mapping[str, Tensor]:
+    def forward(self, batch: FeatureBatch) -> Mapping[str, Tensor]:
         losses = []
         maps = self.maps(batch.features, batch.teacher_features)
         for generate, (mine, theirs) in zip(self.generators, maps, strict=True):

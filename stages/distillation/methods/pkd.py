@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 
 from pipeline.errors import UserError
 from stages.detection.detector import Detector
-from stages.distillation.method import DistillationBatch, DistillationMethod, MethodConfig
+from stages.distillation.method import DistillationMethod, FeatureBatch, MethodConfig
 from stages.distillation.pairing import Pairing, adapters, pair_levels, resized
 
 
@@ -104,6 +104,8 @@ def pkd_loss(
 class PKD(DistillationMethod):
     """The student's finest levels against the teacher's, paired by index: P3 with P2 where the student begins one later."""
 
+    learns_unlabelled = True
+
     class Config(MethodConfig):
         weight: float = Field(default=6.0, ge=0)
         """Weight of each level's loss: 6 for two-stage teachers, 10 for one-stage ones."""
@@ -130,7 +132,7 @@ class PKD(DistillationMethod):
         # Ours: the published pairs all have 256 channels; a 1x1 convolution bridges others, and goes with the method.
         self.adapters = adapters(self.pairs, student.channels, teacher.channels)
 
-    def forward(self, batch: DistillationBatch) -> Mapping[str, Tensor]:
+    def forward(self, batch: FeatureBatch) -> Mapping[str, Tensor]:
         config, mine, theirs = self.config, batch.features.levels, batch.teacher_features.levels
         together = config.statistics == "global" and processes() > 1
         losses = [

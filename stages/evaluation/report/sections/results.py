@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from stages.artifacts.checkpoint import DistilledCheckpoint
 from stages.artifacts.reports import AccuracyRow
 from stages.evaluation.report import plots
 from stages.evaluation.report.chain import Chain, Hop, distinct, explained, hops, narrowed
@@ -213,6 +214,10 @@ def advantage(evidence: Evidence) -> Section:
         )
     else:
         words.append(f"teacher and student learnt from {teacher.images:,} and {student.images:,} labelled images")
+    if isinstance(student, DistilledCheckpoint) and student.unlabelled:
+        words.append(
+            f"the student also saw {counted(student.unlabelled, 'image')} without labels, of which a control learns nothing"
+        )
     if teacher.iterations:
         words.append(
             f"it was trained for {teacher.iterations:,} iterations ({seconds(teacher.seconds, student.seconds)}), "
