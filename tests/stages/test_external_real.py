@@ -1,10 +1,11 @@
 """Real files of other people against an independent decode: the same 12 COCO statistics.
 
-On a few images here, so that it is quick; `external_reference.py` says how all were done. Some of the files are AGPL: they
-are read where they lie, and nothing that is made of them leaves the temporary folder.
+On a few images, so that it is quick; `IMAGES=421 pytest -n0 tests/stages/test_external_real.py` takes all. Some of the files
+are AGPL: they are read where they lie, and nothing that is made of them leaves the temporary folder.
 """
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from .external_reference import NMS, SYNONYMS, results, statistics
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 WEIGHTS, DATA = SHARED / "weights", SHARED / "voc20-mix-320"
-IMAGES = 12
+IMAGES = int(os.environ.get("IMAGES", "12"))
 DESCRIBED = {
     "yolo26n_int8": {"input": {"fit": "centre", "colours": "rgb", "divide_by": 255}, "layout": "rows", "nms": "none"},
     "yolov8n_int8": {
