@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from pipeline.config import BaseConfig
 from stages.detection.backbone import Backbone
+from stages.detection.candidates import by_probability
+from stages.detection.proposals import class_agnostic_proposals
 from stages.detection.pyramid import IMAGENET_MEAN, IMAGENET_STD, load_body
 from stages.detection.records import (
     Candidates,
@@ -138,6 +140,17 @@ class DenseDetector(Detector):
 
     @abstractmethod
     def predict(self, features: Features, targets: Targets | None = None) -> DensePredictions: ...
+
+    def candidates(self, predictions: Any, count: int) -> Candidates:
+        """By the best class probability alone, unless the head says more of a box's quality."""
+        return by_probability(predictions, count)
+
+    def proposals(
+        self, predictions: Any, sizes: Sequence[tuple[int, int]], settings: ProposalSettings
+    ) -> tuple[Proposals, ...]:
+        """By the best class of each anchor: FCOS's centerness stays out too, as in HEAD's FCOS students."""
+        best = predictions.logits_BAK.detach().max(-1).values.sigmoid()
+        return class_agnostic_proposals(best, predictions.boxes_BA4.detach(), predictions.anchors, sizes, settings)
 
 
 class RoIDetector(Detector):

@@ -67,6 +67,15 @@ class LayoutConfig(BaseConfig):
     """Names of the file's outputs, in the order in which the layout wants them; all, in the file's order, if not given."""
 
 
+class BoxConfig(LayoutConfig):
+    """And how the four numbers of a box are read."""
+
+    box: BoxFormat = "xyxy"
+    """Corners, centre and size, or the upper left corner and size."""
+    unit: bool = False
+    """Whether boxes are in shares of the input's sides, from 0 to 1, and not in pixels."""
+
+
 class Layout(ABC):
     """One meaning of outputs. A subclass has a nested `Config(LayoutConfig)`; `__init__` raises UserError, by `refuse`,
     where the shapes do not fit it."""

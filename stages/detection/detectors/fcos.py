@@ -19,9 +19,8 @@ from stages.detection.dense_head import DenseConfig, DenseHead, Distances, Tower
 from stages.detection.detector import DenseDetector
 from stages.detection.points import PointRules, point_grid, predict_points
 from stages.detection.precision import at_least_single
-from stages.detection.proposals import class_agnostic_proposals
 from stages.detection.pyramid import carry_eps, pyramid, run_pyramid
-from stages.detection.records import Candidates, DensePredictions, Features, Proposals, ProposalSettings, Targets
+from stages.detection.records import Candidates, DensePredictions, Features, Targets
 from stages.detection.torchvision_weights import class_rows, select_rows
 
 
@@ -86,13 +85,6 @@ class FCOS(DenseDetector):
         scores = at_least_single(predictions.logits_BAK).sigmoid() * quality[..., None]
         best = best_candidates(scores, predictions.boxes_BA4, count)
         return replace(best, scores_BN=best.scores_BN.sqrt())
-
-    def proposals(
-        self, predictions: DensePredictions, sizes: Sequence[tuple[int, int]], settings: ProposalSettings
-    ) -> tuple[Proposals, ...]:
-        """By class probability alone: HEAD's FCOS students leave the centerness out."""
-        best = predictions.logits_BAK.detach().max(-1).values.sigmoid()
-        return class_agnostic_proposals(best, predictions.boxes_BA4.detach(), predictions.anchors, sizes, settings)
 
     def convert(self, state: Mapping[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
         """Its towers are flat (convolution, normalisation, ReLU, convolution ...), ours one block a convolution. Of its

@@ -16,7 +16,6 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
 from stages.detection.assignment import Assignment, atss, squares
-from stages.detection.candidates import by_probability
 from stages.detection.dense_head import DenseConfig, DenseHead, TowerNorm, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.generalised_focal import bins_of, distribution_focal, expected, quality_focal
@@ -24,15 +23,11 @@ from stages.detection.overlap import paired_iou
 from stages.detection.pan import PathAggregation
 from stages.detection.points import CODER, point_grid
 from stages.detection.precision import at_least_single
-from stages.detection.proposals import class_agnostic_proposals
 from stages.detection.pyramid import pyramid, run_pyramid
 from stages.detection.records import (
     Anchors,
-    Candidates,
     DensePredictions,
     Features,
-    Proposals,
-    ProposalSettings,
     Targets,
 )
 
@@ -125,16 +120,6 @@ class GFL(DenseDetector):
         """Which point stands for which object of one image."""
         around = squares(anchors, self.config.anchor_scale)
         return atss(truth_N4, around, anchors.per_level, self.config.nearest)
-
-    def candidates(self, predictions: DensePredictions, count: int) -> Candidates:
-        """By the class score alone: it is the box's quality too."""
-        return by_probability(predictions, count)
-
-    def proposals(
-        self, predictions: DensePredictions, sizes: Sequence[tuple[int, int]], settings: ProposalSettings
-    ) -> tuple[Proposals, ...]:
-        best = predictions.logits_BAK.detach().max(-1).values.sigmoid()
-        return class_agnostic_proposals(best, predictions.boxes_BA4.detach(), predictions.anchors, sizes, settings)
 
     def convert(self, state: Mapping[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
         """torchvision has no such detector. Raises ValueError."""

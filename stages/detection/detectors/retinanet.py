@@ -13,13 +13,11 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from stages.detection.anchors import AnchorGrid, AnchorKind
-from stages.detection.candidates import by_probability
 from stages.detection.dense_head import DenseConfig, DenseHead, dense_head
 from stages.detection.detector import DenseDetector
 from stages.detection.precision import at_least_single
-from stages.detection.proposals import class_agnostic_proposals
 from stages.detection.pyramid import pyramid, run_pyramid
-from stages.detection.records import Candidates, DensePredictions, Features, Proposals, ProposalSettings, Targets
+from stages.detection.records import DensePredictions, Features, Targets
 from stages.detection.torchvision_weights import class_rows, modern_names, select_rows
 
 
@@ -132,16 +130,6 @@ class RetinaNet(DenseDetector):
             return torch.full((len(anchors_A4),), -1, dtype=torch.int64, device=anchors_A4.device)
         match: Tensor = self.matcher(box_iou(truth_N4, anchors_A4))
         return match
-
-    def candidates(self, predictions: DensePredictions, count: int) -> Candidates:
-        """Top `count` of all (anchor, class) pairs by logit; the sigmoid comes after the cut, which changes nothing."""
-        return by_probability(predictions, count)
-
-    def proposals(
-        self, predictions: DensePredictions, sizes: Sequence[tuple[int, int]], settings: ProposalSettings
-    ) -> tuple[Proposals, ...]:
-        best = predictions.logits_BAK.detach().max(-1).values.sigmoid()
-        return class_agnostic_proposals(best, predictions.boxes_BA4.detach(), predictions.anchors, sizes, settings)
 
     def convert(self, state: Mapping[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
         result, per_cell = modern_names(state), self.anchors.per_cell

@@ -23,19 +23,14 @@ from torchvision.models.mobilenetv3 import MobileNetV3, _mobilenet_v3_conf
 from torchvision.ops import box_iou
 
 from pipeline.config import BaseConfig
-from stages.detection.candidates import by_probability
 from stages.detection.dense_head import by_anchor
 from stages.detection.detector import DenseDetector
 from stages.detection.precision import at_least_single
-from stages.detection.proposals import class_agnostic_proposals
 from stages.detection.published import listed
 from stages.detection.records import (
     Anchors,
-    Candidates,
     DensePredictions,
     Features,
-    Proposals,
-    ProposalSettings,
     Targets,
 )
 from stages.detection.torchvision_weights import class_rows, select_rows
@@ -189,16 +184,6 @@ class SSDLite(DenseDetector):
         hard = (rank < self.config.negatives * object_BA.sum(1, keepdim=True)) & ~object_BA
         count = object_BA.sum().clamp(min=1)
         return {"cls": error_BA[object_BA | hard].sum() / count, "box": box / count}
-
-    def candidates(self, predictions: DensePredictions, count: int) -> Candidates:
-        """By the softmax's probability."""
-        return by_probability(predictions, count)
-
-    def proposals(
-        self, predictions: DensePredictions, sizes: Sequence[tuple[int, int]], settings: ProposalSettings
-    ) -> tuple[Proposals, ...]:
-        best = predictions.logits_BAK.detach().max(-1).values.sigmoid()
-        return class_agnostic_proposals(best, predictions.boxes_BA4.detach(), predictions.anchors, sizes, settings)
 
     def convert(self, state: Mapping[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
         result = dict(state)

@@ -25,14 +25,11 @@ from stages.detection.anchors import AnchorGrid
 from stages.detection.detector import DenseDetector
 from stages.detection.points import CODER
 from stages.detection.precision import at_least_single
-from stages.detection.proposals import class_agnostic_proposals
 from stages.detection.records import (
     Anchors,
     Candidates,
     DensePredictions,
     Features,
-    Proposals,
-    ProposalSettings,
     Targets,
 )
 from stages.detection.torchvision_weights import COCO_NAMES
@@ -233,13 +230,6 @@ class YOLO(DenseDetector):
         if self.branch == "one_to_one":
             return self.candidates(self._one_to_one(features), count)
         return self.candidates(self._speak(features.levels, features.size, ""), count)
-
-    def proposals(
-        self, predictions: YOLOPredictions, sizes: Sequence[tuple[int, int]], settings: ProposalSettings
-    ) -> tuple[Proposals, ...]:
-        """Of the one-to-many head, by the best class."""
-        best = predictions.logits_BAK.detach().max(-1).values.sigmoid()
-        return class_agnostic_proposals(best, predictions.boxes_BA4.detach(), predictions.anchors, sizes, settings)
 
     def convert(self, state: Mapping[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
         """Ultralytics' state dict (`model.N...`). It does not name its classes: 80 are COCO's, any other number must be

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from stages.exporting.layout import (
+    BoxConfig,
     BoxFormat,
     Canvas,
     Decoded,
     Floats,
     Layout,
-    LayoutConfig,
     Nodes,
     Output,
     corner_nodes,
@@ -23,13 +23,11 @@ from stages.exporting.layout import (
 class Columns(Layout):
     """One tensor (N, 4 + K), or turned round, as YOLOv8's 84 x 8400; with objectness (N, 5 + K), as YOLOv5's."""
 
-    class Config(LayoutConfig):
+    class Config(BoxConfig):
         """How the columns are read."""
 
         box: BoxFormat = "cxcywh"
         """Corners, centre and size, or the upper left corner and size."""
-        unit: bool = False
-        """Whether boxes are in shares of the input's sides, from 0 to 1, and not in pixels."""
         objectness: bool = False
         """Whether the fifth column is an objectness, which multiplies the scores."""
 

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.exporting.layout import (
-    BoxFormat,
+    BoxConfig,
     Canvas,
     Decoded,
     Floats,
     Layout,
-    LayoutConfig,
     Nodes,
     Output,
     corner_nodes,
@@ -25,17 +24,10 @@ from stages.exporting.layout import (
 class Rows(Layout):
     """One tensor (N, 6) of finished detections, as the end-to-end exports of YOLOv10 and YOLO26 give it."""
 
-    class Config(LayoutConfig):
-        """How a row is read: four numbers of the box, the score, the class from 0 on."""
+    Config = BoxConfig
+    config: BoxConfig
 
-        box: BoxFormat = "xyxy"
-        """Corners, centre and size, or the upper left corner and size."""
-        unit: bool = False
-        """Whether boxes are in shares of the input's sides, from 0 to 1, and not in pixels."""
-
-    config: Config
-
-    def __init__(self, config: Config, outputs: Sequence[Output], classes: int, canvas: Canvas) -> None:
+    def __init__(self, config: BoxConfig, outputs: Sequence[Output], classes: int, canvas: Canvas) -> None:
         super().__init__(config, outputs, classes, canvas)
         self.turned = self.single(6, "one tensor with 6 columns")
 

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.exporting.layout import (
-    BoxFormat,
+    BoxConfig,
     Canvas,
     Decoded,
     Floats,
     Layout,
-    LayoutConfig,
     Nodes,
     Output,
     corner_nodes,
@@ -25,17 +24,10 @@ from stages.exporting.layout import (
 class Tensors(Layout):
     """Boxes (N, 4) and scores (N, K), as DETR's kind; or boxes (N, 4), scores (N) and classes from 0 on (N)."""
 
-    class Config(LayoutConfig):
-        """How a box is read."""
+    Config = BoxConfig
+    config: BoxConfig
 
-        box: BoxFormat = "xyxy"
-        """Corners, centre and size, or the upper left corner and size."""
-        unit: bool = False
-        """Whether boxes are in shares of the input's sides, from 0 to 1, and not in pixels."""
-
-    config: Config
-
-    def __init__(self, config: Config, outputs: Sequence[Output], classes: int, canvas: Canvas) -> None:
+    def __init__(self, config: BoxConfig, outputs: Sequence[Output], classes: int, canvas: Canvas) -> None:
         super().__init__(config, outputs, classes, canvas)
         shapes = [one.shape for one in outputs]
         count = shapes[0][0] if shapes and shapes[0] else 0
