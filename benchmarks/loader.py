@@ -1,11 +1,12 @@
 """How many training images a second does one core load? Ours against torchvision's reference pipeline, plain Pillow and
 Ultralytics' dataset, and against the limit that decoding sets, in one run.
 
-    python benchmarks/loader.py IMAGES ANNOTATIONS [--side 640] [--peer PEER/bin/python] [--out RESULT.json]
+    python benchmarks/loader.py IMAGES ANNOTATIONS [--side 640] [--fitting] [--peer PEER/bin/python] [--out RESULT.json]
 
 All do the same: read, decode, resize to fit a square canvas, pad, give boxes and a uint8 batch of 16; nothing is augmented.
-One process, one thread each, no workers; interleaved, medians of the rounds. Images a second are by CPU time, which says
-more than the clock on the wall where others use the machine too. The decode limit reads and decodes, and does nothing else.
+One process, one thread each, no workers; batches of all of them take turns, medians of the rounds. Images a second are by
+CPU time, which says more than the clock on the wall where others use the machine too. The decode limit reads and decodes,
+and does nothing else; --fitting leaves out the images that would have to be resized, which that limit knows nothing of.
 Ultralytics is AGPL-3.0: it runs in an environment that you name, in a process of its own, and is no part of Headstart;
 without --peer it is left out, and the result says so.
 """
@@ -20,10 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
-from itertools import islice
+from itertools import count, cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ from stages.data.loader import training_batches
 BATCH = 16
 PAD = (114, 114, 114)
 
-# Answers each line on its standard input with the seconds of CPU and of wall clock that one pass over the images took.
+# Answers each line on its standard input with the seconds of CPU and of wall clock that its next batch took.
 PEER = """
 import json, sys, time
 import cv2, torch
@@ -58,10 +60,11 @@ dataset = YOLODataset(folder, data={"names": {i: str(i) for i in range(1000)}, "
 loader = DataLoader(dataset, batch_size=batch, collate_fn=YOLODataset.collate_fn)
 versions = {"ultralytics": ultralytics.__version__, "opencv": cv2.__version__}
 print("READY", json.dumps({"images": len(dataset), "versions": versions}), flush=True)
+batches = (found for _ in iter(int, 1) for found in loader)
 for _ in sys.stdin:
     cpu, wall = time.process_time(), time.perf_counter()
-    shapes = {tuple(found["img"].shape[1:]) for found in loader}
-    print("READY", json.dumps([time.process_time() - cpu, time.perf_counter() - wall, sorted(shapes)]), flush=True)
+    next(batches)
+    print("READY", json.dumps([time.process_time() - cpu, time.perf_counter() - wall]), flush=True)
 """
 
 
@@ -96,7 +99,7 @@ class Peer:
         assert self.process.stdin is not None
         self.process.stdin.write("again\n")
         self.process.stdin.flush()
-        cpu, wall, _ = self._answer()
+        cpu, wall = self._answer()
         return cpu, wall
 
     def _answer(self) -> Any:
@@ -110,6 +113,19 @@ class Peer:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+
+
+def chosen(arguments: Any, spec: ImageSpec, listed: Path) -> CocoSplit:
+    """The images that all load, in whole batches; writes their annotations to `listed`."""
+    document = json.loads(arguments.annotations.read_text())
+    if arguments.fitting:
+        sizes = ((image, (image["height"], image["width"])) for image in document["images"])
+        document["images"] = [image for image, size in sizes if spec.content_size(*size) == size]
+    document["images"] = document["images"][: min(arguments.images_used, len(document["images"])) // BATCH * BATCH]
+    kept = {image["id"] for image in document["images"]}
+    document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]
+    listed.write_text(json.dumps(document))
+    return CocoSplit(arguments.images, listed)
 
 
 def torchvision_loader(images: Path, annotations: Path, spec: ImageSpec) -> DataLoader[Any]:
@@ -128,34 +144,29 @@ def torchvision_loader(images: Path, annotations: Path, spec: ImageSpec) -> Data
     return DataLoader(wrapped, batch_size=BATCH, collate_fn=collate)
 
 
-def contenders(images: Path, annotations: Path, split: CocoSplit, spec: ImageSpec) -> dict[str, Callable[[], object]]:
-    """Name to one pass over all images; the two limits first."""
-    files, sizes = split.files, [tuple(size) for size in split.sizes_N2.tolist()]
+def contenders(images: Path, annotations: Path, split: CocoSplit, spec: ImageSpec) -> dict[str, Iterator[object]]:
+    """Name to what gives a batch each time that it is asked, without end; the two limits first."""
     loader = torchvision_loader(images, annotations, spec)
-    steps = -(-len(split) // BATCH)
+    parts = [range(first, first + BATCH) for first in range(0, len(split), BATCH)]
+    files, sizes = split.files, [tuple(size) for size in split.sizes_N2.tolist()]
 
-    def limit() -> None:
-        for file in files:
-            decode_pixels(file)
+    def limit(part: range) -> None:
+        for index in part:
+            decode_pixels(files[index])
 
-    def resize_limit() -> None:
-        for file, size in zip(files, sizes, strict=True):
-            resized(decode_pixels(file), spec.content_size(*size))
+    def resize_limit(part: range) -> None:
+        for index in part:
+            resized(decode_pixels(files[index]), spec.content_size(*sizes[index]))
 
-    def ours() -> None:
-        for _ in islice(training_batches(split, spec, AugmentConfig(), BATCH, seed=0), steps):
-            pass
-
-    def pillow() -> None:
-        for first in range(0, len(files), BATCH):
-            np.stack([spec.prepare(decode(file))[0] for file in files[first : first + BATCH]])
+    def pillow(part: range) -> None:
+        np.stack([spec.prepare(decode(files[index]))[0] for index in part])
 
     return {
-        "decode limit": limit,
-        "decode and resize": resize_limit,
-        "ours": ours,
-        "torchvision CocoDetection + v2": lambda: sum(len(batch) for batch, _ in loader),
-        "plain Pillow": pillow,
+        "decode limit": map(limit, cycle(parts)),
+        "decode and resize": map(resize_limit, cycle(parts)),
+        "ours": training_batches(split, spec, AugmentConfig(), BATCH, seed=0),
+        "torchvision CocoDetection + v2": (batch for _ in count() for batch in loader),
+        "plain Pillow": map(pillow, cycle(parts)),
     }
 
 
@@ -166,39 +177,39 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
+def raced(works: dict[str, Callable[[], tuple[float, float]]], rounds: int, steps: int) -> dict[str, list[list[float]]]:
+    """Of each the seconds of each round, of CPU and of wall clock. They take turns batch by batch, since processors of
+    shared machines change their speed within seconds; the first round, which warms up, is left out."""
+    runs: dict[str, list[list[float]]] = {who: [] for who in works}
+    for _ in range(rounds + 1):
+        spent = {who: [0.0, 0.0] for who in works}
+        for _, (who, work) in product(range(steps), works.items()):
+            spent[who] = [sum(pair) for pair in zip(spent[who], work(), strict=True)]
+        for who, some in runs.items():
+            some.append(spent[who])
+    return {who: some[1:] for who, some in runs.items()}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("images", type=Path)
     parser.add_argument("annotations", type=Path, help="COCO instances JSON")
     parser.add_argument("--side", type=int, default=640)
     parser.add_argument("--images-used", type=int, default=128, help="that many of them, in whole batches of 16")
+    parser.add_argument("--fitting", action="store_true", help="only images that need not be resized")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peer", help="a Python that has ultralytics")
     parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    split = CocoSplit(arguments.images, arguments.annotations)
-    split = split.subset(min(arguments.images_used, len(split)) // BATCH * BATCH, seed=0)
     spec = ImageSpec(arguments.side, arguments.side, PAD)
     with tempfile.TemporaryDirectory() as name:
-        document = json.loads(arguments.annotations.read_text())
-        kept = set(split.image_ids)
-        document["images"] = [image for image in document["images"] if image["id"] in kept]
-        document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]
         listed = Path(name) / "same.json"
-        listed.write_text(json.dumps(document))
-        passes = contenders(arguments.images, listed, split, spec)
+        split = chosen(arguments, spec, listed)
+        batches = contenders(arguments.images, listed, split, spec)
+        works = {who: partial(timed, partial(next, some)) for who, some in batches.items()}
         peer = Peer(arguments.peer, split, arguments.side, Path(name)) if arguments.peer else None
-        runs: dict[str, list[tuple[float, float]]] = {}
-        for round_ in range(-1, arguments.rounds):  # the first one warms up
-            for who, work in passes.items():
-                seconds = timed(work)
-                if round_ >= 0:
-                    runs.setdefault(who, []).append(seconds)
-            if peer:
-                seconds = peer()
-                if round_ >= 0:
-                    runs.setdefault("Ultralytics YOLODataset", []).append(seconds)
+        runs = raced(works | ({"Ultralytics YOLODataset": peer} if peer else {}), arguments.rounds, len(split) // BATCH)
         told = peer.told["versions"] if peer else "not measured: no --peer given"
         if peer:
             peer.close()
@@ -206,9 +217,7 @@ def main() -> int:
     return 0
 
 
-def report(
-    runs: dict[str, list[tuple[float, float]]], split: CocoSplit, spec: ImageSpec, peer: Any, arguments: Any
-) -> None:
+def report(runs: dict[str, list[list[float]]], split: CocoSplit, spec: ImageSpec, peer: Any, arguments: Any) -> None:
     speed = {
         who: {
             kind: len(split) / statistics.median(one[column] for one in some)
@@ -231,6 +240,7 @@ def report(
         )
     if arguments.out:
         options = f"--side {arguments.side} --images-used {arguments.images_used} --rounds {arguments.rounds}"
+        options += " --fitting" * arguments.fitting
         made = {
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": f"benchmarks/loader.py {arguments.images.name} {arguments.annotations.name} {options}",

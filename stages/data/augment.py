@@ -11,6 +11,7 @@ scale below 1 leaves more padding; a scale above 1 shows a random window of the 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, NamedTuple
 
@@ -70,13 +71,39 @@ class AugmentConfig(BaseConfig):
         return self.scales == (1.0,) and self.jitter == (1.0, 1.0) and not self.mosaic
 
 
-class Placed(NamedTuple):
-    """A sample on the canvas."""
+class Laid(NamedTuple):
+    """Where one sample's image came to lie, and so its boxes: x of the image is at origin + offset + factor * x."""
+
+    boxes_N4: NDArray[np.float32]
+    """xyxy in pixels of the image's file."""
+    labels_N: NDArray[np.int64]
+    factor: tuple[float, float]
+    """Of x and of y; of a mirrored image the x factor is below 0."""
+    offset: tuple[int, int]
+    """(x, y) in pixels."""
+    size: tuple[int, int]
+    """(height, width) of what is in view, which boxes are clipped to."""
+    origin: tuple[int, int] = (0, 0)
+    """(x, y) of what is in view on the canvas."""
+
+    def in_view(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Boxes in pixels of the canvas, clipped, and their labels; without those of which too little is left."""
+        boxes_N4 = self.boxes_N4 * np.asarray(self.factor * 2) + self.offset * 2
+        if self.factor[0] < 0:
+            boxes_N4 = boxes_N4[:, [2, 1, 0, 3]]
+        height, width = self.size
+        clipped_N4 = np.minimum(np.maximum(boxes_N4, 0), [width, height] * 2)
+        sides_N2, before_N2 = clipped_N4[:, 2:] - clipped_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]
+        kept_N = (sides_N2 >= MIN_SIDE_PX).all(1) & (sides_N2.prod(1) >= MIN_VISIBLE * before_N2.prod(1))
+        return (clipped_N4[kept_N] + self.origin * 2).astype(np.float32), self.labels_N[kept_N]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A canvas and whose images are on it."""
 
     canvas_HWC: Pixels
-    boxes_N4: NDArray[np.float32]
-    """xyxy in pixels of the canvas, clipped to the content."""
-    labels_N: NDArray[np.int64]
+    parts: tuple[Laid, ...]
     size: tuple[int, int]
     """(height, width) of the content, which begins at the top left."""
 
@@ -84,6 +111,15 @@ class Placed(NamedTuple):
     def content_HWC(self) -> Pixels:
         """The part of the canvas that is not padding."""
         return self.canvas_HWC[: self.size[0], : self.size[1]]
+
+    def targets(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Boxes (N, 4), xyxy in pixels of the canvas, clipped to what is in view, and their labels (N).
+
+        Worked out when asked for, not while images are decoded: decoding drives everything else from the processor's
+        caches, and a batch's boxes at one go take a fraction of the time.
+        """
+        boxes, labels = zip(*(part.in_view() for part in self.parts), strict=True)
+        return (boxes[0], labels[0]) if len(boxes) == 1 else (np.concatenate(boxes), np.concatenate(labels))
 
 
 def place(
@@ -96,7 +132,7 @@ def place(
     """
     if spec.fit != "top_left":
         raise ValueError(f"place: images lie top left in training, not {spec.fit}")
-    scale = config.scales[int(rng.integers(len(config.scales)))] * drawn_factor(config.jitter, rng)
+    scale = _drawn_of(config.scales, rng) * drawn_factor(config.jitter, rng)
     canvas_HWC = np.empty((spec.height, spec.width, 3), np.uint8) if canvas_HWC is None else canvas_HWC
     return put(sample, scaled(spec.content_size(*sample.size), scale), spec, config, rng, canvas_HWC)
 
@@ -112,28 +148,40 @@ def put(
     """Resize one sample to (height, width) `full` and put what of it fits at the top left of a canvas, which may be part of
     a larger one; flip and shift it."""
     content_HWC = resized(sample.pixels_HWC, full)
-    size = min(full[0], canvas_HWC.shape[0]), min(full[1], canvas_HWC.shape[1])
-    top, left = (int(rng.integers(f - s, endpoint=True)) for f, s in zip(full, size, strict=True))
-    content_HWC = content_HWC[top : top + size[0], left : left + size[1]]
-    # Boxes stay unclipped until the end: what share of one is in view is known only then.
-    factor = np.asarray([full[1] / sample.size[1], full[0] / sample.size[0]] * 2)
-    boxes_N4 = sample.boxes_N4 * factor - [left, top, left, top]
+    fy, fx = (new / old for new, old in zip(full, sample.size, strict=True))
+    size, x, y = full, 0, 0
+    if full[0] > canvas_HWC.shape[0] or full[1] > canvas_HWC.shape[1]:
+        size = min(full[0], canvas_HWC.shape[0]), min(full[1], canvas_HWC.shape[1])
+        top, left = (int(rng.integers(f - s, endpoint=True)) for f, s in zip(full, size, strict=True))
+        content_HWC = content_HWC[top : top + size[0], left : left + size[1]]
+        x, y = -left, -top
     if rng.random() < config.flip:
         content_HWC = _mirrored(content_HWC)
-        boxes_N4 = boxes_N4[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [size[1], 0, size[1], 0]
+        fx, x = -fx, size[1] - x
     reach = min(config.shift, size[0] - 1, size[1] - 1)
     if reach:
         down, right = (int(d) for d in rng.integers(-reach, reach, 2, endpoint=True))
         content_HWC = np.pad(content_HWC, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
         content_HWC = content_HWC[reach - down :, reach - right :][: size[0], : size[1]]
-        boxes_N4 = boxes_N4 + np.asarray([right, down, right, down])
-    boxes_N4, kept_N = _in_view(boxes_N4, size)
-    padding_WC = _padding(spec.pad_rgb, canvas_HWC.shape[1])
-    if not np.may_share_memory(content_HWC, canvas_HWC):  # else it was decoded where it belongs
-        canvas_HWC[: size[0], : size[1]] = content_HWC
-    canvas_HWC[size[0] :] = padding_WC
-    canvas_HWC[: size[0], size[1] :] = padding_WC[size[1] :]
-    return Placed(canvas_HWC, boxes_N4.astype(np.float32), sample.labels_N[kept_N], size)
+        x, y = x + right, y + down
+    _lay(content_HWC, canvas_HWC, spec.pad_rgb)
+    return Placed(canvas_HWC, (Laid(sample.boxes_N4, sample.labels_N, (fx, fy), (x, y), size),), size)
+
+
+def _lay(content_HWC: Pixels, canvas_HWC: Pixels, pad_rgb: tuple[int, int, int]) -> None:
+    """Copy the content to the top left, unless it was decoded there, and pad what it leaves."""
+    height, width, _ = content_HWC.shape
+    padding_WC = _padding(pad_rgb, canvas_HWC.shape[1])
+    if not np.may_share_memory(content_HWC, canvas_HWC):
+        canvas_HWC[:height, :width] = content_HWC
+    if height < canvas_HWC.shape[0]:
+        canvas_HWC[height:] = padding_WC
+    if width < canvas_HWC.shape[1]:
+        canvas_HWC[:height, width:] = padding_WC[width:]
+
+
+def _drawn_of(scales: tuple[float, ...], rng: np.random.Generator) -> float:
+    return scales[0] if len(scales) == 1 else scales[int(rng.integers(len(scales)))]
 
 
 def drawn_factor(jitter: tuple[float, float], rng: np.random.Generator) -> float:
@@ -165,11 +213,3 @@ def _padding(rgb: tuple[int, int, int], width: int) -> Pixels:
 def _mirrored(pixels_HWC: Pixels) -> Pixels:
     # By torch: NumPy copies a reversed axis of three bytes a pixel one byte at a time.
     return torch.from_numpy(pixels_HWC).flip(1).numpy()
-
-
-def _in_view(boxes_N4: NDArray[np.float64], size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Boxes clipped to the content, without those of which too little is left; and which those are not."""
-    clipped_N4 = np.minimum(np.maximum(boxes_N4, 0), [size[1], size[0]] * 2)
-    sides_N2, before_N2 = clipped_N4[:, 2:] - clipped_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]
-    kept_N = (sides_N2 >= MIN_SIDE_PX).all(1) & (sides_N2.prod(1) >= MIN_VISIBLE * before_N2.prod(1))
-    return clipped_N4[kept_N], kept_N

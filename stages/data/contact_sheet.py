@@ -95,7 +95,7 @@ def _cells(
     cells = []
     for index, image in enumerate(chosen):
         placed = place(split.sample(index), spec, plain, np.random.default_rng(0))
-        boxes, labels = placed.boxes_N4.tolist(), placed.labels_N.tolist()
+        boxes, labels = (values.tolist() for values in placed.targets())
         cells.append((drawn(placed.canvas_HWC, boxes, labels, names, CELL_PX), Path(image["file_name"]).name))
     return cells
 

@@ -10,6 +10,7 @@ An image is decoded, resized and written to its place in the batch: nothing is c
 from __future__ import annotations
 
 import multiprocessing
+import weakref
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -81,32 +82,38 @@ class _Stream(Dataset[_Parcel]):
         self.split, self.spec, self.augment, self.batch_size, self.seed = split, spec, augment, batch_size, seed
         self.pixels = pixels or split.pixels
         self.mean = grey_of(spec.pad_rgb)
+        self._spare: list[Pixels] = []  # memory of batches that are gone
         off = augment.switch_off
         self.mixed_until = float("inf") if off is None else round(off * len(split))  # a position of the stream
 
     def __getitem__(self, step: int) -> _Parcel:
-        images_BHWC = _empty(self.batch_size, self.spec.height, self.spec.width, 3)
-        canvases = images_BHWC.numpy()
-        made = [self._at(step * self.batch_size + place, canvas) for place, canvas in enumerate(canvases)]
+        # Decoding drives all else from the processor's caches: what comes before and after it is done for all images at one
+        # go (benchmarks/loader.py).
+        drawn = [self._drawn(step * self.batch_size + place) for place in range(self.batch_size)]
+        images_BHWC = self._canvases()
+        made = [self._made(*one, canvas) for one, canvas in zip(drawn, images_BHWC.numpy(), strict=True)]
+        targets = [placed.targets() for placed in made]
         return _Parcel(
             images_BHWC,
-            [placed.boxes_N4 for _, placed in made],
-            [placed.labels_N for _, placed in made],
-            [placed.size for _, placed in made],
-            [image_id for image_id, _ in made],
+            [boxes_N4 for boxes_N4, _ in targets],
+            [labels_N for _, labels_N in targets],
+            [placed.size for placed in made],
+            [self.split.image_ids[index] for index, *_ in drawn],
         )
 
-    def _at(self, position: int, canvas_HWC: Pixels) -> tuple[int, Placed]:
-        """The image at this position of the stream, augmented, on its canvas; and its id."""
+    def _drawn(self, position: int) -> tuple[int, bool, np.random.Generator]:
+        """The index of the image at this position of the stream, whether it may be mixed with others, and its generator."""
         epoch, within = divmod(position, len(self.split))
         index = int(_permutation(len(self.split), self.seed, epoch)[within])
-        rng = np.random.default_rng([self.seed, epoch, index])
-        mixed, augment = position < self.mixed_until, self.augment
+        return index, position < self.mixed_until, np.random.default_rng([self.seed, epoch, index])
+
+    def _made(self, index: int, mixed: bool, rng: np.random.Generator, canvas_HWC: Pixels) -> Placed:
+        """The image, augmented, on its canvas."""
         placed = self._placed(index, mixed, rng, canvas_HWC)
-        if mixed and augment.mixup and rng.random() < augment.mixup:
+        if mixed and self.augment.mixup and rng.random() < self.augment.mixup:
             placed = mixup(placed, self._placed(self._any(rng), mixed, rng), rng)
-        distort(placed.content_HWC, augment.photometric, self.mean, rng)
-        return self.split.image_ids[index], placed
+        distort(placed.content_HWC, self.augment.photometric, self.mean, rng)
+        return placed
 
     def _placed(self, index: int, mixed: bool, rng: np.random.Generator, canvas_HWC: Pixels | None = None) -> Placed:
         """One image, or four in one."""
@@ -114,6 +121,20 @@ class _Stream(Dataset[_Parcel]):
             samples = [self._sample(one) for one in (index, *(self._any(rng) for _ in range(3)))]
             return mosaic(samples, self.spec, self.augment, rng, canvas_HWC)
         return place(self._sample(index, canvas_HWC), self.spec, self.augment, rng, canvas_HWC)
+
+    def _canvases(self) -> Tensor:
+        """(B, H, W, 3) uint8 not yet written to; in a worker shared with the training, which else would be sent a copy.
+
+        Where there are no workers it is the memory of a batch that nobody holds any more, if there is one: the operating
+        system would empty other memory page by page first.
+        """
+        shape = (self.batch_size, self.spec.height, self.spec.width, 3)
+        if get_worker_info() is not None:
+            return torch.empty(shape, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call, no-any-return]
+        memory = self._spare.pop() if self._spare else np.empty(shape, np.uint8)
+        held = memory[:]  # by the tensor, and so by every view of it
+        weakref.finalize(held, self._spare.append, memory)
+        return torch.from_numpy(held)
 
     def _any(self, rng: np.random.Generator) -> int:
         return int(rng.integers(len(self.split)))
@@ -125,14 +146,6 @@ class _Stream(Dataset[_Parcel]):
 @lru_cache(maxsize=4)
 def _permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(length)
-
-
-def _empty(*shape: int) -> Tensor:
-    """uint8 not yet written to; in a worker shared with the training, which else would be sent a copy."""
-    made = torch.empty(shape, dtype=torch.uint8)
-    if get_worker_info() is not None:
-        made.share_memory_()  # type: ignore[no-untyped-call]
-    return made
 
 
 def start_method() -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deploy.image import ImageSpec
-from stages.data.augment import AugmentConfig, Pixels, Placed, drawn_factor, put, scaled
+from stages.data.augment import AugmentConfig, Laid, Pixels, Placed, drawn_factor, put, scaled
 from stages.data.coco import Sample
 
 CENTRE = (0.25, 0.75)  # of the canvas: where the four images of a mosaic may meet
@@ -36,13 +36,12 @@ def mosaic(
     y, x = (min(max(1, round(side * rng.uniform(*CENTRE))), side - 1) for side in (spec.height, spec.width))
     areas = [(slice(0, y), slice(0, x)), (slice(0, y), slice(x, None))]
     areas += [(slice(y, None), slice(0, x)), (slice(y, None), slice(x, None))]
-    boxes, labels = [], []
+    parts: list[Laid] = []
     for sample, (rows, columns) in zip(samples, areas, strict=True):
         full = scaled(spec.content_size(*sample.size), drawn_factor(config.mosaic_jitter, rng))
-        part = put(sample, full, spec, config, rng, canvas_HWC[rows, columns])
-        boxes.append(part.boxes_N4 + np.asarray([columns.start, rows.start] * 2, np.float32))
-        labels.append(part.labels_N)
-    return Placed(canvas_HWC, np.concatenate(boxes), np.concatenate(labels), (spec.height, spec.width))
+        (part,) = put(sample, full, spec, config, rng, canvas_HWC[rows, columns]).parts
+        parts.append(part._replace(origin=(columns.start, rows.start)))
+    return Placed(canvas_HWC, tuple(parts), (spec.height, spec.width))
 
 
 def mixup(placed: Placed, other: Placed, rng: np.random.Generator) -> Placed:
@@ -53,7 +52,6 @@ def mixup(placed: Placed, other: Placed, rng: np.random.Generator) -> Placed:
     placed.canvas_HWC[:] = (mixed + np.uint16(128)) >> np.uint16(8)
     return Placed(
         placed.canvas_HWC,
-        np.concatenate([placed.boxes_N4, other.boxes_N4]),
-        np.concatenate([placed.labels_N, other.labels_N]),
+        placed.parts + other.parts,
         (max(placed.size[0], other.size[0]), max(placed.size[1], other.size[1])),
     )

@@ -57,8 +57,8 @@ def test_without_augmentation_it_is_the_devices_input(size: tuple[int, int]) -> 
     assert result.canvas_HWC.dtype == np.uint8
     assert result.size == placement.content
     boxes = placement.to_input(np.asarray([[1, 0, 20, 1]], np.float32))
-    if len(result.boxes_N4):
-        np.testing.assert_allclose(result.boxes_N4, boxes, atol=1e-5)
+    if len(result.targets()[0]):
+        np.testing.assert_allclose(result.targets()[0], boxes, atol=1e-5)
     else:  # less than a pixel is left of it
         assert (boxes[0, 2:] - boxes[0, :2]).min() < 1
 
@@ -67,14 +67,14 @@ def test_flip_turns_the_content_and_leaves_the_padding_right() -> None:
     spec = ImageSpec(60, 60, PAD)
     image = marked(60, 40, [3, 10, 13, 30])
     result = placed(sample(image, [[3, 10, 13, 30]]), spec, flip=1.0)
-    assert result.boxes_N4.tolist() == [white(result)] == [[27, 10, 37, 30]]
+    assert result.targets()[0].tolist() == [white(result)] == [[27, 10, 37, 30]]
     assert result.size == (60, 40)
     assert (result.canvas_HWC[:, 40:] == PAD).all()
 
 
 def test_flip_is_as_frequent_as_asked() -> None:
     given, spec = sample(marked(8, 8, [0, 0, 2, 8]), [[0, 0, 2, 8]]), ImageSpec(8, 8, PAD)
-    flipped = [placed(given, spec, seed, flip=0.25).boxes_N4[0, 0] > 0 for seed in range(400)]
+    flipped = [placed(given, spec, seed, flip=0.25).targets()[0][0, 0] > 0 for seed in range(400)]
     assert 70 < sum(flipped) < 130
 
 
@@ -84,7 +84,7 @@ def test_shift_moves_boxes_with_pixels_and_mirrors_at_the_border() -> None:
     seen = set()
     for seed in range(60):
         result = placed(sample(image, [box]), spec, seed, shift=8)
-        assert result.boxes_N4.tolist() == [white(result)]
+        assert result.targets()[0].tolist() == [white(result)]
         x1, y1, x2, y2 = white(result)
         assert (x2 - x1, y2 - y1) == (12, 14)
         seen |= {x1 - 18, 100 + y1 - 30}
@@ -107,11 +107,11 @@ def test_box_that_leaves_the_view_is_clipped_or_left_out() -> None:
     lengths = set()
     for seed in range(80):
         result = placed(given, spec, seed, shift=8)
-        assert (result.boxes_N4 >= 0).all()
-        assert (result.boxes_N4 <= 64).all()
-        assert len(result.boxes_N4) == len(result.labels_N)
-        assert result.labels_N[-1] == 1
-        lengths.add(len(result.labels_N))
+        assert (result.targets()[0] >= 0).all()
+        assert (result.targets()[0] <= 64).all()
+        assert len(result.targets()[0]) == len(result.targets()[1])
+        assert result.targets()[1][-1] == 1
+        lengths.add(len(result.targets()[1]))
     assert lengths == {1, 2}
 
 
@@ -119,7 +119,7 @@ def test_smaller_scale_leaves_more_padding() -> None:
     spec = ImageSpec(64, 64, PAD)
     result = placed(sample(marked(64, 64, [16, 16, 48, 32]), [[16, 16, 48, 32]]), spec, scales=(0.5,))
     assert result.size == (32, 32)
-    assert result.boxes_N4.tolist() == [white(result)] == [[8, 8, 24, 16]]
+    assert result.targets()[0].tolist() == [white(result)] == [[8, 8, 24, 16]]
     assert (result.canvas_HWC[32:] == PAD).all()
 
 
@@ -131,8 +131,8 @@ def test_larger_scale_shows_a_window_of_the_enlarged_image() -> None:
         result = placed(given, spec, seed, scales=(1.5,))
         assert result.canvas_HWC.shape == (64, 64, 3)
         assert result.size == (48, 64)  # 96 wide, of which 64 are in view; 48 high
-        np.testing.assert_allclose(result.boxes_N4, [white(result)], atol=1)
-        corners.add(float(result.boxes_N4[0, 0]))
+        np.testing.assert_allclose(result.targets()[0], [white(result)], atol=1)
+        corners.add(float(result.targets()[0][0, 0]))
     assert len(corners) > 10
 
 
@@ -169,7 +169,7 @@ def test_an_image_decoded_on_its_canvas_is_as_one_that_was_not() -> None:
         on_canvas = place(there, spec, config, np.random.default_rng(0), canvas_HWC)
         apart = placed(sample(image, [[5, 5, 30, 30]]), spec, **settings)
         np.testing.assert_array_equal(on_canvas.canvas_HWC, apart.canvas_HWC)
-        np.testing.assert_array_equal(on_canvas.boxes_N4, apart.boxes_N4)
+        np.testing.assert_array_equal(on_canvas.targets()[0], apart.targets()[0])
 
 
 def test_same_generator_same_result() -> None:
@@ -177,7 +177,7 @@ def test_same_generator_same_result() -> None:
     settings = {"flip": 0.5, "shift": 6, "scales": (0.7, 1.0, 1.4)}
     first, again = placed(given, spec, 5, **settings), placed(given, spec, 5, **settings)
     np.testing.assert_array_equal(first.canvas_HWC, again.canvas_HWC)
-    np.testing.assert_array_equal(first.boxes_N4, again.boxes_N4)
+    np.testing.assert_array_equal(first.targets()[0], again.targets()[0])
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_training_and_the_device_see_the_same_pixels(kind: str, tmp_path: Path) 
         # torchvision's resize is at most a level from Pillow's; where nothing is resized, they are equal.
         assert np.abs(training_HWC.astype(int) - device_HWC).max() <= resized
         expected_box = placement.to_input(np.asarray([[8, 4, 38, 24]], np.float32))
-        np.testing.assert_allclose(placed.boxes_N4, expected_box, rtol=1e-6)
+        np.testing.assert_allclose(placed.targets()[0], expected_box, rtol=1e-6)
 
 
 def test_the_check_takes_them_all_and_knows_their_upright_size(tmp_path: Path) -> None:

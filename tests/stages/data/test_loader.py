@@ -81,6 +81,18 @@ def test_resumed_in_the_middle_of_an_epoch(split: CocoSplit, augment: AugmentCon
     assert_equal(steps(split, 9, augment=augment)[4:], steps(split, 5, first=4, augment=augment))
 
 
+def test_memory_is_used_again_only_when_nobody_holds_a_part_of_it(split: CocoSplit) -> None:
+    batches = training_batches(split, SPEC, AUGMENT, 4, seed=0)
+    corner = next(batches).images_BCHW[2, 1:, 5:9]  # a view is all that is left of the first batch
+    as_it_was, kept = corner.clone(), {corner.untyped_storage().data_ptr()}
+    later = [next(batches).images_BCHW.untyped_storage().data_ptr() for _ in range(6)]
+    assert torch.equal(corner, as_it_was)
+    assert not kept & set(later)
+    assert len(set(later)) <= 3
+    del corner
+    assert kept <= {next(batches).images_BCHW.untyped_storage().data_ptr() for _ in range(4)}
+
+
 def test_workers_change_nothing(split: CocoSplit) -> None:
     assert_equal(steps(split, 6, augment=ALL), steps(split, 6, workers=2, augment=ALL))
 

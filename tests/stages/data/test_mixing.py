@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deploy.image import ImageSpec
-from stages.data.augment import AugmentConfig, Placed, place
+from stages.data.augment import AugmentConfig, Laid, Placed, place
 from stages.data.coco import Sample
 from stages.data.mixing import mixup, mosaic
 
@@ -34,9 +34,10 @@ def test_mosaic(seed: int, flip: float) -> None:
     made = mosaic([square(number) for number in range(4)], SPEC, config, np.random.default_rng(seed))
     assert made.canvas_HWC.shape == (64, 80, 3)
     assert made.size == (64, 80)
-    assert len(made.boxes_N4) == len(made.labels_N) >= 1
-    assert len(set(made.labels_N.tolist())) == len(made.labels_N)
-    for box, label in zip(made.boxes_N4, made.labels_N, strict=True):
+    boxes_N4, labels_N = made.targets()
+    assert len(boxes_N4) == len(labels_N) >= 1
+    assert len(set(labels_N.tolist())) == len(labels_N)
+    for box, label in zip(boxes_N4, labels_N, strict=True):
         mine_HW = ((made.canvas_HWC > 127) == (np.asarray(COLOURS[label]) > 127)).all(-1)
         np.testing.assert_allclose(bounds(mine_HW), box, atol=1)
 
@@ -64,9 +65,8 @@ def test_mosaic_on_the_smallest_canvas() -> None:
 
 
 def flat(level: int, size: tuple[int, int], label: int) -> Placed:
-    return Placed(
-        np.full((64, 80, 3), level, np.uint8), np.asarray([[1, 2, 9, 9]], np.float32), np.asarray([label]), size
-    )
+    laid = Laid(np.asarray([[1, 2, 9, 9]], np.float32), np.asarray([label]), (1, 1), (0, 0), size)
+    return Placed(np.full((64, 80, 3), level, np.uint8), (laid,), size)
 
 
 def test_mixup_blends_and_keeps_all_objects() -> None:
@@ -75,8 +75,9 @@ def test_mixup_blends_and_keeps_all_objects() -> None:
         made = mixup(flat(100, (64, 50), 3), flat(200, (40, 80), 5), np.random.default_rng(seed))
         assert len(np.unique(made.canvas_HWC)) == 1
         levels.append(int(made.canvas_HWC[0, 0, 0]))
-        assert made.labels_N.tolist() == [3, 5]
-        assert made.boxes_N4.tolist() == [[1, 2, 9, 9]] * 2
+        boxes_N4, labels_N = made.targets()
+        assert labels_N.tolist() == [3, 5]
+        assert boxes_N4.tolist() == [[1, 2, 9, 9]] * 2
         assert made.size == (64, 80)
     assert 130 < min(levels) < 148
     assert 152 < max(levels) < 170
