@@ -19,9 +19,11 @@ from deploy.cuda import devices
 from deploy.machine import cores
 from pipeline import lookup
 from pipeline.config import Choice
+from pipeline.document import parse as parsed
 from pipeline.errors import UserError
 from stages.data.coco_document import CocoDocument, parse
 from stages.data.source import Source
+from stages.starting.duration import minutes
 from stages.starting.starter_config import CONFIG
 from stages.starting.students import Student, choose, explained
 
@@ -71,6 +73,7 @@ def write(
         gflops=f"{student.gflops:.2f}",
         target=_target_lines(target),
     )
+    took = minutes(parsed(text, str(out))[0], len(classes))
     partial = out.with_name(f".{out.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(out)
@@ -82,8 +85,13 @@ def write(
         f"classes: {len(classes)} ({shown})",
         f"canvas: {height} x {width} (height x width); larger finds smaller objects and takes longer",
         f"student: {student.summary()}; --gflops sets another budget",
+        f"trainings: about {_spoken(took)} on this machine, by a step of each; the head of {out} has the line for a first look",
         f"written: {out}; next: pipeline check {out}, then: pipeline run {out}",
     ]
+
+
+def _spoken(minutes: float) -> str:
+    return f"{max(1, round(minutes))} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _source(name: str) -> type[Source]:
