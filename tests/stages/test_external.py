@@ -14,7 +14,7 @@ from deploy.postprocess import detect
 from deploy.predictor import Predictor
 from pipeline import graph, lookup
 from pipeline.errors import UserError, VerdictError
-from stages import benchmark, external, quantize, release, validate
+from stages import benchmark, build_engine, external, quantize, release, validate
 from stages.data.coco import CocoSplit
 from stages.exporting.foreign import cleaned
 from stages.exporting.graph_flops import graph_flops
@@ -92,11 +92,22 @@ LAYOUTS = {
 }
 
 
-def write_foreign(path, tables, scores, batch=1, opset=11, extra="steady = Identity(mean)"):
+# What a file takes: its type and axes, how they become those of its convolution, and the type of that.
+TAKES = {
+    "nchw": ("float[{batch}, 3, 64, 64]", "images = Identity(given)", np.float32),
+    "nhwc": ("float[{batch}, 64, 64, 3]", "images = Transpose<perm = [0, 3, 1, 2]>(given)", np.float32),
+    "half": ("float16[{batch}, 3, 64, 64]", "images = Identity(given)", np.float16),
+}
+
+
+def write_foreign(path, tables, scores, batch=1, opset=11, extra="steady = Identity(mean)", takes="nchw"):
     """An old file for one image: its first channel's mean multiplies the scores. Its tensors are inputs too, as some have."""
-    stored = {"weight": np.asarray([1, 0, 0], np.float32).reshape(1, 3, 1, 1), "flat": np.asarray([batch, 1, 1])}
+    kind, as_images, dtype = TAKES[takes]
+    stored = {"weight": np.asarray([1, 0, 0], dtype).reshape(1, 3, 1, 1), "flat": np.asarray([batch, 1, 1])}
     lines = [
-        "first = Conv(images, weight)",
+        as_images,
+        "convolved = Conv(images, weight)",
+        "first = Cast<to = 1>(convolved)",
         "wide_mean = ReduceMean<axes = [2, 3], keepdims = 1>(first)",
         "mean = Reshape(wide_mean, flat)",
         extra,
@@ -110,7 +121,7 @@ def write_foreign(path, tables, scores, batch=1, opset=11, extra="steady = Ident
         lines += [f"bright_{index} = Mul(score_{index}, steady)", f"all_{index} = Add(bright_{index}, still_{index})"]
         lines.append(f"out_{index} = Reshape(all_{index}, shape_{index})")
         outputs.append(f"float[{batch}, {', '.join(map(str, table.shape))}] out_{index}")
-    body, given = "\n".join(lines), f"float[{batch}, 3, 64, 64] images"
+    body, given = "\n".join(lines), f"{kind.format(batch=batch)} given"
     text = f'<ir_version: 6, opset_import: ["" : {opset}]>\nforeign ({given}) => ({", ".join(outputs)}) {{\n{body}\n}}'
     model = onnx.parser.parse_model(text)
     for name, value in stored.items():
@@ -186,6 +197,40 @@ def test_every_layout_finds_what_is_there(make, tmp_path, digits, foreign, layou
     assert made.parity.passed
     assert made.parity.images == 4
     assert made.parity.matched >= 4
+
+
+@pytest.mark.parametrize(("takes", "precision"), [("nhwc", "fp32"), ("half", "fp16")])
+def test_other_axes_and_half_precision(make, tmp_path, digits, foreign, takes, precision):
+    config = settings(foreign("columns", takes=takes), digits, "columns")
+    config["input"] = INPUT | {"layout": "nhwc" if takes == "nhwc" else "nchw"}
+    made = make(tmp_path, "adapted", external, config, data=digits)
+    assert made.precision == precision
+    assert made.parity.passed
+    with Predictor.open(made.path(made.file)) as predictor:
+        (found,) = predictor([first_image(digits)])
+    np.testing.assert_allclose(found.boxes_xyxy, [2 * np.asarray(box) for box, _, _ in FOUND], atol=1e-3)
+    rtol = 1e-4 if precision == "fp32" else 2e-3
+    np.testing.assert_allclose(found.scores, [score * gain(digits) for _, score, _ in FOUND], rtol=rtol)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [{"name": "openvino"}, {"name": "tensorrt_rtx", "compute_capabilities": ["8.6"]}],
+    ids=lambda b: b["name"],
+)
+def test_engines_are_built_from_it(make, tmp_path, digits, columns, backend):
+    package = backend["name"]
+    pytest.importorskip(
+        package, reason=f"{package} is not installed; pip install 'headstart[{package.replace('_', '-')}]'"
+    )
+    engine = make(
+        tmp_path, "engine", build_engine, {"backend": backend, "parity_images": 3}, model=columns, data=digits
+    )
+    assert engine.contract == columns.contract
+    assert engine.foreign == columns.foreign
+    assert engine.census["verdict"]
+    assert engine.executed == (package == "openvino")
+    assert engine.parity is None if not engine.executed else engine.parity.passed
 
 
 def test_it_is_recorded_as_what_it_is(columns):
