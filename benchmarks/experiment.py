@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SECTIONS = ("Arms against the control", "Where distillation pays")
+SECTIONS = ("Arms against the control", "Where distillation pays", "Accuracy against latency")
 
 
 def section_of(markdown: str, title: str) -> str:

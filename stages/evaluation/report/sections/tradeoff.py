@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from stages.artifacts.checkpoint import DistilledCheckpoint
 from stages.evaluation.report import plots
 from stages.evaluation.report.evidence import Evidence
-from stages.evaluation.report.page import Plot, Section
+from stages.evaluation.report.page import Plot, Section, Table
 from stages.evaluation.report.wording import ap, counted, milliseconds
 
 LEAST = 3  # of two files the table says it all
@@ -27,6 +27,9 @@ class Candidate:
     network: str
     """Equal for files of the same network, which differ in their training alone."""
     reliable: bool
+    gflops: float | None
+    """10^9 operations of one image; None where nobody counted."""
+    parameters: int
 
 
 def candidates(evidence: Evidence) -> dict[str, list[Candidate]]:
@@ -39,7 +42,9 @@ def candidates(evidence: Evidence) -> dict[str, list[Candidate]]:
             continue
         training, model = evidence.training(row.key), evidence.model(row.key)
         network = repr((training.detector, model.precision if model else "")) if training else row.key
-        one = Candidate(row.name, p50, value, isinstance(training, DistilledCheckpoint), network, timed.reliable)
+        helped = isinstance(training, DistilledCheckpoint)
+        gflops = model.flops / 1e9 if model and model.flops else None
+        one = Candidate(row.name, p50, value, helped, network, timed.reliable, gflops, row.parameters)
         found.setdefault(row.target or "here", []).append(one)
     return {machine: sorted(ones, key=lambda one: one.milliseconds) for machine, ones in found.items()}
 
@@ -59,12 +64,13 @@ def tradeoff(evidence: Evidence) -> Section | None:
     if not machines:
         return None
     several = len(machines) > 1
-    sentences, shown = [], []
+    sentences, tables, shown = [], [], []
     for machine, ones in machines.items():
         best = unbeaten(ones)
         told = "; ".join(f"{one.name} ({milliseconds(one.milliseconds)} ms, {ap(one.ap)} AP)" for one in best)
         where = f" on {machine}" if several else ""
         sentences.append(f"of {counted(len(ones), 'exported file')}{where}, none is both faster and better than {told}")
+        tables.append(table(ones, best, where.removeprefix(" on ")))
         caption = (
             f"AP over latency{where}: an image, p50, file to detections; filled: helped in training, hollow: by labels alone; "
             "dotted: the same network; line: those that none beats"
@@ -72,4 +78,21 @@ def tradeoff(evidence: Evidence) -> Section | None:
         shown.append(Plot(plots.frontier(ones, best), caption))
     doubtful = [one.name for ones in machines.values() for one in ones if not one.reliable]
     notes = [f"times that the machine disturbed: {', '.join(doubtful)}"] if doubtful else []
-    return Section("Accuracy against latency", sentences=sentences, plots=shown, notes=notes)
+    return Section("Accuracy against latency", sentences=sentences, tables=tables, plots=shown, notes=notes)
+
+
+def table(ones: Sequence[Candidate], best: Sequence[Candidate], title: str) -> Table:
+    """A line a file, the fastest first."""
+    lines = [
+        (
+            one.name,
+            "helped" if one.taught else "labels alone",
+            "yes" if one in best else "no",
+            ap(one.ap),
+            milliseconds(one.milliseconds) + ("" if one.reliable else " ?"),
+            f"{one.gflops:.3f}" if one.gflops else "-",
+            f"{one.parameters:,}",
+        )
+        for one in ones
+    ]
+    return Table(("file", "training", "unbeaten", "AP", "p50 ms", "GFLOPs", "parameters"), lines, words=3, title=title)

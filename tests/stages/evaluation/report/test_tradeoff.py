@@ -43,6 +43,14 @@ def test_none_is_both_faster_and_better_than_those_named(weighed: Evidence) -> N
     (sentence,) = section.sentences
     assert sentence.startswith("of 4 exported files, none is both faster and better than fast (2.00 ms, ")
     assert section.notes == ["times that the machine disturbed: slow"]
+    (table,) = section.tables
+    assert [row[:3] for row in table.rows] == [
+        ("fast", "labels alone", "yes"),
+        ("onnx", "helped", "yes"),
+        ("plain", "labels alone", "no"),
+        ("slow", "labels alone", "no"),
+    ]
+    assert [row[4] for row in table.rows if row[4].endswith("?")] == ["9.00 ?"]
     assert html(Page("t", "v", None, [], [], [], [section])).count("<svg") == 1
 
 
