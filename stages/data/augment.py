@@ -81,18 +81,17 @@ class Laid(NamedTuple):
     """Of x and of y; of a mirrored image the x factor is below 0."""
     offset: tuple[int, int]
     """(x, y) in pixels."""
-    size: tuple[int, int]
-    """(height, width) of what is in view, which boxes are clipped to."""
+    view: tuple[int, int, int, int]
+    """xyxy of what shows the image, which boxes are clipped to; what a shift brought in is none of it."""
     origin: tuple[int, int] = (0, 0)
-    """(x, y) of what is in view on the canvas."""
+    """(x, y) of the content on the canvas."""
 
     def in_view(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Boxes in pixels of the canvas, clipped, and their labels; without those of which too little is left."""
         boxes_N4 = self.boxes_N4 * np.asarray(self.factor * 2) + self.offset * 2
         if self.factor[0] < 0:
             boxes_N4 = boxes_N4[:, [2, 1, 0, 3]]
-        height, width = self.size
-        clipped_N4 = np.minimum(np.maximum(boxes_N4, 0), [width, height] * 2)
+        clipped_N4 = np.minimum(np.maximum(boxes_N4, self.view[:2] * 2), self.view[2:] * 2)
         sides_N2, before_N2 = clipped_N4[:, 2:] - clipped_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]
         kept_N = (sides_N2 >= MIN_SIDE_PX).all(1) & (sides_N2.prod(1) >= MIN_VISIBLE * before_N2.prod(1))
         return (clipped_N4[kept_N] + self.origin * 2).astype(np.float32), self.labels_N[kept_N]
@@ -149,7 +148,7 @@ def put(
     a larger one; flip and shift it."""
     content_HWC = resized(sample.pixels_HWC, full)
     fy, fx = (new / old for new, old in zip(full, sample.size, strict=True))
-    size, x, y = full, 0, 0
+    size, x, y, right, down = full, 0, 0, 0, 0
     if full[0] > canvas_HWC.shape[0] or full[1] > canvas_HWC.shape[1]:
         size = min(full[0], canvas_HWC.shape[0]), min(full[1], canvas_HWC.shape[1])
         top, left = (int(rng.integers(f - s, endpoint=True)) for f, s in zip(full, size, strict=True))
@@ -165,7 +164,8 @@ def put(
         content_HWC = content_HWC[reach - down :, reach - right :][: size[0], : size[1]]
         x, y = x + right, y + down
     _lay(content_HWC, canvas_HWC, spec.pad_rgb)
-    return Placed(canvas_HWC, (Laid(sample.boxes_N4, sample.labels_N, (fx, fy), (x, y), size),), size)
+    view = max(0, right), max(0, down), size[1] + min(0, right), size[0] + min(0, down)
+    return Placed(canvas_HWC, (Laid(sample.boxes_N4, sample.labels_N, (fx, fy), (x, y), view),), size)
 
 
 def _lay(content_HWC: Pixels, canvas_HWC: Pixels, pad_rgb: tuple[int, int, int]) -> None:

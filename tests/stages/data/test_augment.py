@@ -195,3 +195,16 @@ def test_same_generator_same_result() -> None:
 def test_impossible_settings(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         AugmentConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_what_was_cut_away_does_not_come_back_with_a_shift(flip: float) -> None:
+    """A shift fills its border with the crop's mirror image: no object is there that lies beyond the crop."""
+    given, spec = sample(marked(48, 64, [0, 0, 12, 48]), [[0, 0, 12, 48]]), ImageSpec(48, 64, PAD)
+    seen = 0
+    for seed in range(300):
+        result = placed(given, spec, seed, scales=(1.5,), shift=16, flip=flip)
+        for x1, y1, x2, y2 in result.targets()[0].round().astype(int):
+            assert (result.canvas_HWC[y1:y2, x1:x2] > 127).mean() > 0.9
+            seen += 1
+    assert seen > 50

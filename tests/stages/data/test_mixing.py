@@ -65,7 +65,7 @@ def test_mosaic_on_the_smallest_canvas() -> None:
 
 
 def flat(level: int, size: tuple[int, int], label: int) -> Placed:
-    laid = Laid(np.asarray([[1, 2, 9, 9]], np.float32), np.asarray([label]), (1, 1), (0, 0), size)
+    laid = Laid(np.asarray([[1, 2, 9, 9]], np.float32), np.asarray([label]), (1, 1), (0, 0), (0, 0, size[1], size[0]))
     return Placed(np.full((64, 80, 3), level, np.uint8), (laid,), size)
 
 
