@@ -22,7 +22,7 @@ from stages.artifacts.dataset import Dataset
 from stages.artifacts.exported_model import ExportedModel, ForeignFile, ParityRecord
 from stages.data.coco import CocoSplit
 from stages.exporting.adapter import Activation, Adapter, InputConfig
-from stages.exporting.agreement import BATCH, Reference
+from stages.exporting.agreement import Reference
 from stages.exporting.as_given import AsGiven, implausible
 from stages.exporting.class_names import COCO80, matched
 from stages.exporting.foreign import Foreign, for_any_batch, precision_of, read
@@ -84,7 +84,7 @@ def run(config: Config, directory: Path, *, data: Dataset) -> ExportedModel:
     fed = np.stack([spec.prepare(decode(image))[0] for image in images])
     foreign = for_any_batch(foreign, adapter.feed(fed[:2]))
     as_given = AsGiven(foreign, adapter)
-    if problems := list(implausible(as_given.infer(fed[:BATCH]), adapter, config.evaluation_score_threshold)):
+    if problems := list(implausible(as_given.infer(fed), adapter, config.evaluation_score_threshold)):
         raise UserError(f"external: {config.model.path.name}: {'; '.join(problems)}")
     source = ForeignFile(
         file=config.model.path.name,
@@ -132,7 +132,13 @@ def described(config: Config) -> tuple[Foreign, Layout]:
     """The file and the meaning of its outputs. Raises UserError where they contradict each other."""
     foreign = read(config.model.path, config.input.layout, config.input.size)
     outputs = foreign.chosen(config.layout.config.outputs)
-    return foreign, config.layout.cls(config.layout.config, outputs, len(names_of(config)), foreign.canvas)
+    layout = config.layout.cls(config.layout.config, outputs, len(names_of(config)), foreign.canvas)
+    if layout.one_class and config.activation != "none":
+        raise UserError(
+            f"external: activation: {config.activation}, but {config.model.path.name} gives one score a box, and the zeros "
+            "of the other classes would be activated too; set none, or export it with probabilities"
+        )
+    return foreign, layout
 
 
 def names_of(config: Config) -> tuple[str, ...]:

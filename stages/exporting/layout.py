@@ -83,6 +83,8 @@ class Layout(ABC):
     Config: type[LayoutConfig]
     objectness: bool = False
     """Whether `nodes` make an objectness, by which the scores of the classes are multiplied."""
+    one_class: bool = False
+    """Whether a box has one score, of one class: those of the others are zeros, which no activation may touch."""
 
     def __init__(self, config: Any, outputs: Sequence[Output], classes: int, canvas: Canvas) -> None:
         self.config, self.outputs, self.classes, self.canvas = config, outputs, classes, canvas

@@ -33,7 +33,8 @@ def minutes(config: Mapping[str, Any], classes: int) -> float:
     """Minutes in steps of `teacher`, `control` and `distilled` of a config; the first two run side by side where its `jobs`
     say so.
 
-    An estimate: validation is left out, and what the methods do is taken to be what the teacher's forward pass is.
+    An estimate. Validation, the optimizer and loading images, which is long for large photographs, are left out; what the
+    methods do is taken to be what the teacher's forward pass is.
     """
     stages, jobs = config["stages"], config["jobs"]
     setting = Setting(classes, tuple(stages["data"]["size"]), stages["teacher"]["batch_size"], jobs)

@@ -85,7 +85,8 @@ def write(
         f"classes: {len(classes)} ({shown})",
         f"canvas: {height} x {width} (height x width); larger finds smaller objects and takes longer",
         f"student: {student.summary()}; --gflops sets another budget",
-        f"trainings: about {_spoken(took)} on this machine, by a step of each; the head of {out} has the line for a first look",
+        f"trainings: about {_spoken(took)} on this machine, by a step of each, without loading images; for a first look see the "
+        f"head of {out}",
         f"written: {out}; next: pipeline check {out}, then: pipeline run {out}",
     ]
 

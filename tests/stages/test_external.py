@@ -336,6 +336,21 @@ def test_a_wrong_description_is_told(make, tmp_path, digits, foreign, changes, m
         make(tmp_path, "adapted", external, settings(foreign("columns"), digits, "columns", **changes), data=digits)
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_zeros_of_other_classes_are_not_activated(digits, foreign, activation):
+    """Each row would become a detection of every other class, with a score of a half."""
+    config = external.Config(**settings(foreign("rows"), digits, "rows", activation=activation))
+    (problem,) = external.check(config, {})
+    assert problem.startswith(f"activation: {activation}, but rows.onnx gives one score a box")
+
+
+def test_two_classes_are_not_one_of_the_models(make, tmp_path, digits, foreign):
+    one, other = digits.classes[2], digits.classes[7]
+    config = settings(foreign("columns"), digits, "columns", rename={other: one})
+    with pytest.raises(UserError, match=rf"{one}, {other} would all be the model's {one}; make them one class"):
+        make(tmp_path, "adapted", external, config, data=digits)
+
+
 def test_it_is_told_before_anything_runs(digits, foreign, tmp_path):
     config = external.Config(**settings(foreign("columns"), digits, "rows"))
     (problem,) = external.check(config, {})

@@ -96,10 +96,10 @@ class Evidence:
             return {}
         return dict(json.loads(owner.path(row.calls).read_bytes()))
 
-    def latency_of(self, row: AccuracyRow) -> LatencyRow | None:
-        """The first row of latency of the same file on the same machine."""
-        timings = (timed for timed in self.latency_rows if timed.sha256 == row.sha256)
-        return next((timed for timed in timings if timed.target == row.target), None)
+    def latency_of(self, row: AccuracyRow, batch: int | None = None) -> LatencyRow | None:
+        """The first row of latency of the same file on the same machine; in calls of so many images, where that is said."""
+        timings = (timed for timed in self.latency_rows if (timed.sha256, timed.target) == (row.sha256, row.target))
+        return next((timed for timed in timings if batch in (None, timed.batch)), None)
 
     @property
     def measure_again(self) -> str:

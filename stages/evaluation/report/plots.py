@@ -211,13 +211,13 @@ class Dot(Protocol):
     @property
     def ap(self) -> float: ...
     @property
-    def taught(self) -> bool: ...
+    def distilled(self) -> bool: ...
     @property
     def network(self) -> str: ...
 
 
 def frontier(dots: Sequence[Dot], best: Sequence[Dot]) -> str:
-    """One dot a file at its milliseconds and AP x 100, filled if taught; equal networks joined, a line through `best`."""
+    """One dot a file at its milliseconds and AP x 100, filled if distilled; equal networks joined, a line through `best`."""
     networks = list(dict.fromkeys(dot.network for dot in dots))
     colours = dict(zip(networks, COLOURS * (len(networks) // len(COLOURS) + 1), strict=False))
     with mpl.rc_context(_STYLE):
@@ -231,7 +231,7 @@ def frontier(dots: Sequence[Dot], best: Sequence[Dot]) -> str:
             x, y = ([one.milliseconds for one in same], [100 * one.ap for one in same])
             panel.plot(x, y, color=colours[network], linestyle=":", zorder=2)
             for dot in same:
-                place, inside = (dot.milliseconds, 100 * dot.ap), colours[network] if dot.taught else "#ffffff"
+                place, inside = (dot.milliseconds, 100 * dot.ap), colours[network] if dot.distilled else "#ffffff"
                 panel.scatter(*place, s=42, color=inside, edgecolors=colours[network], linewidths=1.4, zorder=3)
                 panel.annotate(dot.name, place, (7, 0), textcoords="offset points", va="center", fontsize=7.5)
         most = max(dot.milliseconds for dot in dots)

@@ -26,6 +26,7 @@ class Rows(Layout):
 
     Config = BoxConfig
     config: BoxConfig
+    one_class = True
 
     def __init__(self, config: BoxConfig, outputs: Sequence[Output], classes: int, canvas: Canvas) -> None:
         super().__init__(config, outputs, classes, canvas)

@@ -31,8 +31,8 @@ class Tensors(Layout):
         super().__init__(config, outputs, classes, canvas)
         shapes = [one.shape for one in outputs]
         count = shapes[0][0] if shapes and shapes[0] else 0
-        self.numbered = shapes == [(count, 4), (count,), (count,)]
-        if not self.numbered and shapes != [(count, 4), (count, classes)]:
+        self.one_class = shapes == [(count, 4), (count,), (count,)]
+        if not self.one_class and shapes != [(count, 4), (count, classes)]:
             raise self.refuse(f"boxes [N, 4] and scores [N, {classes}], or boxes [N, 4], scores [N] and classes [N]")
 
     @property
@@ -41,7 +41,7 @@ class Tensors(Layout):
 
     def nodes(self) -> Nodes:
         corner = corner_nodes("output_0", self.config.box, self.config.unit, self.canvas)
-        if not self.numbered:
+        if not self.one_class:
             return Nodes((*corner.lines, "class_scores = Identity(output_1)"), corner.constants)
         lines = (
             *corner.lines,
@@ -59,7 +59,7 @@ class Tensors(Layout):
 
     def decode(self, outputs: Sequence[Floats]) -> Decoded:
         boxes_BN4 = corners(outputs[0], self.config.box, self.config.unit, self.canvas)
-        if not self.numbered:
+        if not self.one_class:
             return Decoded(boxes_BN4, outputs[1], None)
         same_BNK = outputs[2][..., None] == np.arange(self.classes)
         return Decoded(boxes_BN4, (outputs[1][..., None] * same_BNK).astype(np.float32), None)

@@ -64,9 +64,10 @@ def test_a_container_may_have_less_than_its_machine(monkeypatch: pytest.MonkeyPa
     files = {
         "/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 5000 kB\n",
         "/sys/fs/cgroup/memory.max": "3000000\n",
+        "/sys/fs/cgroup/memory.stat": "anon 1200000\ninactive_file 300000\n",
         "/sys/fs/cgroup/memory.current": "1000000\n",
     }
     monkeypatch.setattr(Path, "read_text", lambda self: files[str(self)])
-    assert free_memory() == 2_000_000
+    assert free_memory() == 2_300_000  # the files' part is given back when asked for
     files["/sys/fs/cgroup/memory.max"] = "max\n"
     assert free_memory() == 5000 * 1024

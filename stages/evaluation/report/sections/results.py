@@ -86,7 +86,11 @@ def models(evidence: Evidence, ships: bool = True) -> Section:
     notes = [f"COCO AP, times 100, on {counted(images, 'validation image')}, by {evaluators}"]
     if checked:
         notes.append(f"a second evaluator (pycocotools against hotcoco) gave the same 12 numbers for {listed(checked)}")
-    notes.append("times are of one image from file to detections; ? marks a measurement that the machine disturbed")
+    sizes = {timed.batch for row in evidence.rows if (timed := evidence.latency_of(row))} or {1}
+    call = " or ".join(counted(size, "image") for size in sorted(sizes))
+    notes.append(
+        f"times are of a call with {call}, file to detections; ? marks a measurement that the machine disturbed"
+    )
     notes += _left_out(evidence) if ships else []
     head = (table.head[0], "form", *table.head[1:])
     return Section("Models", tables=[Table(head, lines, words=2)], plots=plot, notes=notes)

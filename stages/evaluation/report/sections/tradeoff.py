@@ -22,8 +22,8 @@ class Candidate:
     milliseconds: float
     """p50 of one image, file to detections."""
     ap: float
-    taught: bool
-    """Whether a teacher or an assistant helped its training."""
+    made_by: str
+    """The stage that trained it, `distill` or `train`; `elsewhere` for a file that came from outside."""
     network: str
     """Equal for files of the same network, which differ in their training alone."""
     reliable: bool
@@ -31,20 +31,26 @@ class Candidate:
     """10^9 operations of one image; None where nobody counted."""
     parameters: int
 
+    @property
+    def distilled(self) -> bool:
+        """Whether it had help that the same network without it had not."""
+        return self.made_by == "distill"
+
 
 def candidates(evidence: Evidence) -> dict[str, list[Candidate]]:
     """Exported files with AP and latency by the machine they were measured on, the fastest first."""
     found: dict[str, list[Candidate]] = {}
     for row in evidence.exported:
-        timed, value = evidence.latency_of(row), row.statistics.get("ap")
+        timed, value = evidence.latency_of(row, batch=1), row.statistics.get("ap")
         p50 = timed.steps.get("end_to_end", {}).get("p50") if timed else None
         if timed is None or value is None or p50 is None:
             continue
         training, model = evidence.training(row.key), evidence.model(row.key)
         network = repr((training.detector, model.precision if model else "")) if training else row.key
-        helped = isinstance(training, DistilledCheckpoint)
+        distilled = isinstance(training, DistilledCheckpoint)
+        made_by = ("distill" if distilled else "train") if training else "elsewhere"
         gflops = model.flops / 1e9 if model and model.flops else None
-        one = Candidate(row.name, p50, value, helped, network, timed.reliable, gflops, row.parameters)
+        one = Candidate(row.name, p50, value, made_by, network, timed.reliable, gflops, row.parameters)
         found.setdefault(row.target or "here", []).append(one)
     return {machine: sorted(ones, key=lambda one: one.milliseconds) for machine, ones in found.items()}
 
@@ -72,8 +78,8 @@ def tradeoff(evidence: Evidence) -> Section | None:
         sentences.append(f"of {counted(len(ones), 'exported file')}{where}, none is both faster and better than {told}")
         tables.append(table(ones, best, where.removeprefix(" on ")))
         caption = (
-            f"AP over latency{where}: an image, p50, file to detections; filled: helped in training, hollow: by labels alone; "
-            "dotted: the same network; line: those that none beats"
+            f"AP over latency{where}: an image, p50, file to detections; filled: distilled, hollow: not; dotted: the same "
+            "network; line: those that none beats"
         )
         shown.append(Plot(plots.frontier(ones, best), caption))
     doubtful = [one.name for ones in machines.values() for one in ones if not one.reliable]
@@ -86,7 +92,7 @@ def table(ones: Sequence[Candidate], best: Sequence[Candidate], title: str) -> T
     lines = [
         (
             one.name,
-            "helped" if one.taught else "labels alone",
+            one.made_by,
             "yes" if one in best else "no",
             ap(one.ap),
             milliseconds(one.milliseconds) + ("" if one.reliable else " ?"),
@@ -95,4 +101,6 @@ def table(ones: Sequence[Candidate], best: Sequence[Candidate], title: str) -> T
         )
         for one in ones
     ]
-    return Table(("file", "training", "unbeaten", "AP", "p50 ms", "GFLOPs", "parameters"), lines, words=3, title=title)
+    return Table(
+        ("file", "trained by", "unbeaten", "AP", "p50 ms", "GFLOPs", "parameters"), lines, words=3, title=title
+    )
