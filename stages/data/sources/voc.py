@@ -209,14 +209,18 @@ def _sets(place: Path, folder: Path) -> dict[str, list[str]]:
     for train, val in (("train", "val"), ("train", "valid"), ("trainval", "test"), ("train", "test")):
         if {train, val} <= sets:
             return {"train": [(within / train).as_posix()], "val": [(within / val).as_posix()]}
-    if one := next((name for name in ("trainval", "train", "all", "default") if name in sets), None):
-        return {"train": [(within / one).as_posix()]}
-    if any((place / "Annotations").glob("*.xml")):
-        return {"train": [(within / "*").as_posix()]}
-    if place.name != "Annotations" and _is_voc(next(place.glob("*.xml"), None)):
-        split = split_word(within)
-        return {"train" if split in ("train", "") else split: [within.as_posix()]}
-    return {}
+    single = next(
+        (name for name in ("trainval", "train", "all", "default", "val", "valid", "test") if name in sets), None
+    )
+    if single or any((place / "Annotations").glob("*.xml")):
+        named = within / (single or "*")
+    elif place.name != "Annotations" and _is_voc(next(place.glob("*.xml"), None)):
+        named = within
+    else:
+        return {}
+    # A set's own name counts before those of its folders; `trainval` is no word of its own.
+    split = "train" if single == "trainval" else split_word(named)
+    return {split or "train": [named.as_posix()]}
 
 
 def _image_of(file: Path, named: str) -> Path:

@@ -246,6 +246,26 @@ def test_voc_of_several_years_and_with_edges(tmp_path: Path) -> None:
     assert found["corners"] == "edges"
 
 
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        ({}, {"train": "train/*", "val": "val/*"}),
+        (dict.fromkeys(("train", "val", "test"), "default"), {"train": "train/default", "val": "val/default"}),
+        ({"train": "trainval", "test": "test", "val": "all"}, {"train": "train/trainval", "val": "val/all"}),
+    ],
+)
+def test_voc_folders_of_splits(tmp_path: Path, sets: dict[str, str], expected: dict[str, object]) -> None:
+    """What a folder is called says what it is for; one for tests is not trained on."""
+    root, out = tmp_path / "export", tmp_path / "my.yaml"
+    for number, split in enumerate(("train", "val", "test")):
+        stem = "abc"[number]
+        voc(root / split, stem)
+        if split in sets:
+            (root / split / "ImageSets" / "Main" / f"{sets[split]}.txt").write_text(f"{stem}\n")
+    write(root, out)
+    assert settings(out) == {"name": "voc", "folder": str(root), **expected}
+
+
 def test_yolo_folders(tmp_path: Path) -> None:
     root, out = tmp_path / "data", tmp_path / "my.yaml"
     yolo(root, "train", "val")
