@@ -137,12 +137,12 @@ class Voc(Source):
         """What an XML file says; what is wrong in it is added to `wrong`, with the file's name."""
         labels = Labels(file, file, None)
         try:
-            root = ElementTree.parse(file).getroot()
+            root = _root(file)
             labels.image = _image_of(file, (root.findtext("filename") or "").strip())
             width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
             labels.size = (height, width) if width > 0 and height > 0 else None
             labels.objects = list(self._objects(root))
-        except (ElementTree.ParseError, ValueError) as error:
+        except ValueError as error:
             wrong.append(f"{file.name}: {error}")
         return labels
 
@@ -195,10 +195,20 @@ class Voc(Source):
         return {"images": images, "annotations": annotations, "categories": categories}  # type: ignore[typeddict-item]
 
 
+def _root(file: Path) -> ElementTree.Element:
+    """The outermost element of an XML file. Raises ValueError saying why there is none."""
+    try:
+        return ElementTree.parse(file).getroot()
+    except (ElementTree.ParseError, OSError) as error:
+        raise ValueError(str(error)) from error
+    except (ValueError, LookupError) as error:  # the encoding that it names is none that Python's parser has
+        raise ValueError(f"{error}: save it as UTF-8") from error
+
+
 def _is_voc(file: Path | None) -> bool:
     try:
-        return file is not None and ElementTree.parse(file).getroot().tag == "annotation"
-    except (ElementTree.ParseError, OSError):
+        return file is not None and _root(file).tag == "annotation"
+    except ValueError:
         return False
 
 

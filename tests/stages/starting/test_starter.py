@@ -266,6 +266,15 @@ def test_voc_folders_of_splits(tmp_path: Path, sets: dict[str, str], expected: d
     assert settings(out) == {"name": "voc", "folder": str(root), **expected}
 
 
+@pytest.mark.parametrize("encoding", ["gb2312", "none"])
+def test_other_xml_is_passed_over(tmp_path: Path, encoding: str) -> None:
+    root, out = tmp_path / "data", tmp_path / "my.yaml"
+    coco(root / "train.json", ["a.png", "b.png"], root / "images")
+    (root / "notes.xml").write_text(f'<?xml version="1.0" encoding="{encoding}"?><notes/>')
+    write(root, out)
+    assert settings(out)["name"] == "coco"
+
+
 def test_yolo_folders(tmp_path: Path) -> None:
     root, out = tmp_path / "data", tmp_path / "my.yaml"
     yolo(root, "train", "val")

@@ -170,6 +170,11 @@ def test_an_image_of_another_name_is_found_by_the_file(tmp_path: Path) -> None:
         ),
         (f"<annotation>{thing((1, 1, 5, 5), '')}</annotation>", "object 1 has no name"),
         ("<annotation><object><name>dog</name></object></annotation>", "None, None, None, None"),
+        (
+            '<?xml version="1.0" encoding="gb2312"?><annotation/>',
+            "multi-byte encodings are not supported: save it as UTF-8",
+        ),
+        ('<?xml version="1.0" encoding="none"?><annotation/>', "unknown encoding: none: save it as UTF-8"),
     ],
 )
 def test_what_is_wrong_is_named_by_file(devkit: Path, content: str, reason: str) -> None:
