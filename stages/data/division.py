@@ -10,7 +10,7 @@ import csv
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,14 @@ class DivisionConfig(BaseConfig):
     def grouped(self) -> bool:
         """Whether images belong to groups."""
         return self.group_by is not None or self.group_file is not None
+
+
+def check_inside(split: str, files: Sequence[Path], folder: Path) -> None:
+    """Raise UserError where images do not lie in the folder of their source."""
+    outside = [str(file) for file in files if not file.is_relative_to(folder)]
+    if outside:
+        mend = f"set folder to one that holds all of it: changes elsewhere would not be seen, folder is {folder}"
+        raise UserError(sentence(split, "images lie outside of the folder", outside, mend))
 
 
 def written(

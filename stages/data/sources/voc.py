@@ -21,7 +21,7 @@ from pipeline.config import ExternalFolder
 from pipeline.errors import UserError
 from stages.data.coco_document import CocoAnnotation, CocoDocument, CocoImage, sentence
 from stages.data.coco_layout import folders, split_word
-from stages.data.division import DivisionConfig, written
+from stages.data.division import DivisionConfig, check_inside, written
 from stages.data.source import RawDataset, Source
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -102,6 +102,8 @@ class Voc(Source):
         val = None if self.config.val is None else [self._read(f, wrong) for f in self._files("val", self.config.val)]
         if wrong:
             raise UserError(sentence("voc", "annotations cannot be used", wrong, "correct or remove them"))
+        for split, part in (("train", train), ("val", val or [])):
+            check_inside(split, [labels.image for labels in part], root)
         names = sorted({one.name for labels in [*train, *(val or [])] for one in labels.objects})
         findings = self._findings("train", train) + self._findings("val", val or [])
         documents = [None if part is None else self._document(part, names, root) for part in (train, val)]
@@ -234,15 +236,25 @@ def _sets(place: Path, folder: Path) -> dict[str, list[str]]:
 
 
 def _image_of(file: Path, named: str) -> Path:
-    """The image of an XML file: of the same name, beside it or in JPEGImages; or else the one that it names.
+    """The image of an XML file: of the same name, in JPEGImages or images or beside it; or else the one that it names.
 
     Where there is none, the path at which it was expected: that it is missing is found with all others that are.
     """
-    folders = [file.parent.parent / name for name in IMAGE_FOLDERS] if file.parent.name.lower() == "annotations" else []
-    folders.append(file.parent)
+    folders = _image_folders(file)
     names = [f"{file.stem}{suffix}" for suffix in (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))]
-    for name in [*names, *([Path(named.replace("\\", "/")).name] if named else [])]:
+    said = Path(named.replace("\\", "/")).name or names[0]  # of a path on another machine, its last part
+    for name in [*names, said]:
         for folder in folders:
             if (folder / name).is_file():
                 return folder / name
-    return folders[0] / (named or names[0])
+    return next((folder for folder in folders if folder.is_dir()), file.parent) / said
+
+
+def _image_folders(file: Path) -> list[Path]:
+    """Where the image of an XML file may lie: in a folder of images that stands for `Annotations` in its path, or beside
+    it."""
+    for place in file.parents:
+        if place.name.lower() == "annotations":
+            below = file.parent.relative_to(place)
+            return [*(place.parent / name / below for name in IMAGE_FOLDERS), file.parent]
+    return [file.parent]

@@ -26,7 +26,7 @@ from pipeline.config import ExternalFolder
 from pipeline.errors import UserError, did_you_mean
 from pipeline.log import logger
 from stages.data.coco_document import CocoAnnotation, CocoCategory, CocoDocument, CocoImage, sentence
-from stages.data.division import DivisionConfig, written
+from stages.data.division import DivisionConfig, check_inside, written
 from stages.data.source import RawDataset, Source
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -109,10 +109,7 @@ class Yolo(Source):
         """One split, and what was met in it. Raises UserError with all that cannot be used."""
         root = self.config.folder.path
         files = images_of(data, key)
-        outside = [str(file) for file in files if not file.is_relative_to(root)]
-        if outside:
-            mend = f"set folder to one that holds all of it: changes elsewhere would not be seen, folder is {root}"
-            raise UserError(sentence(split, "images lie outside of the folder", outside, mend))
+        check_inside(split, files, root)
         met = Met()
         images: list[CocoImage] = []
         annotations: list[CocoAnnotation] = []

@@ -191,3 +191,26 @@ def test_sets_and_files_that_are_not_there(devkit: Path) -> None:
         written(devkit, train="train", val="val")
     with pytest.raises(ConfigError, match="give either `val` or `val_fraction`"):
         written(devkit, train="train")
+
+
+def test_images_beside_the_folder_are_refused(tmp_path: Path) -> None:
+    label(tmp_path, "a", thing((1, 1, 5, 5)), images="images")
+    with pytest.raises(
+        UserError, match=r"train: 1 images lie outside of the folder .*a\.jpg\); set folder to one that holds"
+    ):
+        written(tmp_path / "Annotations", train=".", val_fraction=0.5)
+
+
+@pytest.mark.parametrize("images", ["JPEGImages", "images"])
+def test_folders_of_splits_below_annotations(tmp_path: Path, images: str) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "Annotations" / split).mkdir(parents=True)
+        (tmp_path / images / split).mkdir(parents=True)
+        for stem in "xy":
+            text = f"<annotation><filename>/elsewhere/{stem}.jpg</filename>{thing((1, 1, 5, 5))}</annotation>"
+            (tmp_path / "Annotations" / split / f"{stem}.xml").write_text(text)
+        Image.new("RGB", (40, 30)).save(tmp_path / images / split / "x.jpg")
+    train, val = read(written(tmp_path, train="Annotations/train", val="Annotations/val"))
+    found = [[image["file_name"] for image in document["images"]] for document in (train, val)]
+    # That y is missing is said by its name in the folder where it was looked for.
+    assert found == [[f"{images}/{split}/{stem}.jpg" for stem in "xy"] for split in ("train", "val")]
