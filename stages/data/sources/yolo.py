@@ -73,17 +73,17 @@ class Yolo(Source):
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
-        return bool(_descriptions(folder))
+        return bool(_data_files(folder))
 
     @classmethod
     def settings(cls, folder: Path, given: Mapping[str, Path | None]) -> dict[str, Any]:
         """The YAML file and its splits; validation images that are the training images are none."""
-        found = _descriptions(folder)
+        found = _data_files(folder)
         if len(found) != 1:
-            names = ", ".join(str(data.file) for data in found) or "none"
+            names = ", ".join(map(str, found)) or "none"
             what = f"{len(found)} YAML files with `train` and `names` in {folder} ({names})"
             raise UserError(f"init: {what}; give the folder of one of them")
-        (data,) = found
+        data = describe(found[0])
         made: dict[str, Any] = {
             "folder": str(folder),
             "data": data.file.relative_to(folder).as_posix(),
@@ -165,28 +165,41 @@ class Met:
 
 def describe(file: Path) -> Description:
     """Read a data.yaml. Raises UserError where it is none."""
+    content = _content(file)
+    names = content.get("names") if isinstance(content, dict) else None
+    listed = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(listed, dict) or not listed or not all(map(_is_number, listed)):
+        raise UserError(f"{file}: names are {names!r}; write a list of the class names, or their numbers and names")
+    odd = [name for name in listed.values() if isinstance(name, bool) or not isinstance(name, str | int)]
+    if odd:
+        quote = "put them in quotes: off, on, yes and no are truth values to YAML"
+        raise UserError(sentence(str(file), "names are no text", odd, quote))
+    if content.get("nc", len(listed)) != len(listed):
+        raise UserError(f"{file}: nc is {content['nc']}, and there are {len(listed)} names; correct one of them")
+    return Description(file, content, {int(number): str(name) for number, name in listed.items()})
+
+
+def _content(file: Path) -> Any:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file}: cannot be read ({reason}); give the YAML file with train, val and names") from error
-    names = content.get("names") if isinstance(content, dict) else None
-    listed = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(listed, dict) or not listed or not all(isinstance(number, int) for number in listed):
-        raise UserError(f"{file}: names are {names!r}; write a list of the class names, or their numbers and names")
-    if content.get("nc", len(listed)) != len(listed):
-        raise UserError(f"{file}: nc is {content['nc']}, and there are {len(listed)} names; correct one of them")
-    return Description(file, content, {number: str(name) for number, name in listed.items()})
 
 
-def _descriptions(folder: Path) -> list[Description]:
-    """The YAML files of a folder and of those in it that describe data."""
+def _is_number(key: object) -> bool:
+    """Whether a key of `names` is the number of a class, which some tools put in quotes."""
+    return type(key) is int or (isinstance(key, str) and key.isdecimal())
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The YAML files of a folder and of those in it that have `train` and `names`; what is wrong in them is said later."""
     files = sorted(file for pattern in ("*.yaml", "*.yml", "*/*.yaml", "*/*.yml") for file in folder.glob(pattern))
     found = []
     for file in files:
         with suppress(UserError):  # a YAML file of another kind
-            data = describe(file)
-            found += [data] if data.content.get("train") else []
+            content = _content(file)
+            found += [file] if isinstance(content, dict) and content.get("train") and "names" in content else []
     return found
 
 

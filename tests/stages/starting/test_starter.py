@@ -282,6 +282,23 @@ def test_yolo_folders(tmp_path: Path) -> None:
     assert settings(out) == {"name": "yolo", "folder": str(root), "data": "data.yaml", "train": "train", "val": "val"}
 
 
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ("names: [thing]\nnc: 2", "data.yaml: nc is 2, and there are 1 names; correct one of them"),
+        ("names: [on]", r"data.yaml: 1 names are no text \(True\); put them in quotes"),
+    ],
+)
+def test_what_is_wrong_in_a_data_yaml_is_said(tmp_path: Path, names: str, reason: str) -> None:
+    root = tmp_path / "data"
+    yolo(root, "train", "val")
+    text = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(text.replace("names: [thing]", names))
+    (root / "other.yaml").write_text("train: yes\n")
+    with pytest.raises(UserError, match=reason):
+        write(root, tmp_path / "my.yaml")
+
+
 def test_a_folder_of_two_formats_is_asked_about(tmp_path: Path) -> None:
     root, out = tmp_path / "data", tmp_path / "my.yaml"
     yolo(root, "train", "val")

@@ -97,6 +97,11 @@ def test_names_by_number_may_have_gaps(folder: Path) -> None:
     assert train["annotations"][0]["category_id"] == 8
 
 
+def test_names_by_number_may_be_quoted_and_be_numbers(folder: Path) -> None:
+    describe(folder, names={"0": "a", "1": 7})
+    assert [c["name"] for c in read(written(folder))[0]["categories"]] == ["a", "7"]
+
+
 def test_images_without_a_label_file_are_said(folder: Path) -> None:
     (folder / "labels/train/two.txt").unlink()
     assert written(folder).findings == (
@@ -171,6 +176,10 @@ def test_the_same_images_twice_are_divided(folder: Path) -> None:
     ("content", "reason"),
     [
         ({"names": []}, r"data\.yaml: names are \[\]; write a list"),
+        ({"names": {"a": 0}}, r"data\.yaml: names are \{'a': 0\}; write a list"),
+        ({"names": {True: "a"}}, r"data\.yaml: names are \{True: 'a'\}; write a list"),
+        ({"names": [False, True]}, r"data\.yaml: 2 names are no text \(False, True\); put them in quotes"),
+        ({"names": {0: "a", 1: None}}, r"data\.yaml: 1 names are no text \(None\); put them in quotes"),
         ({"nc": 3}, r"data\.yaml: nc is 3, and there are 2 names"),
         ({"val": "images/none"}, r"data\.yaml: val: 'images/none' is neither .*images/none"),
         ({"val": None}, r"data\.yaml: has no 'val'"),
