@@ -1,7 +1,7 @@
 """YOLO text files: a data.yaml, and for every image a .txt with a line for each object.
 
     data.yaml: path, train, val (folders, list files, or several of them), names (a list, or numbers and names)
-    images/train/a.jpg -> labels/train/a.txt, or a.txt beside a.jpg where no folder of its path is called images
+    images/train/a.jpg -> labels/train/a.txt, or else a.txt beside a.jpg
     a line: class x y width height (of the box: its centre), or class x1 y1 x2 y2 x3 y3 ... (a polygon, whose box is
     taken), all as fractions of the upright image; with kpt_shape in data.yaml, a box and keypoints, which are left out
 
@@ -122,7 +122,7 @@ class Yolo(Source):
             height, width = size
             name = file.relative_to(root).as_posix()
             images.append({"id": number, "file_name": name, "height": height, "width": width})
-            for label, (x, y, w, h) in _lines(label_file(file), data, met):
+            for label, (x, y, w, h) in _lines(label_file(file, root), root, data, met):
                 annotation: CocoAnnotation = {
                     "id": len(annotations) + 1,
                     "image_id": number,
@@ -244,29 +244,37 @@ def _listed(file: Path) -> Iterator[Path]:
             yield file.parent / line.strip()
 
 
-def label_file(image: Path) -> Path:
-    """The text file of an image: in `labels` for the last `images` of its path, or else beside it."""
-    parts = list(image.parts)
-    if "images" in parts[:-1]:
-        place = len(parts) - 2 - parts[:-1][::-1].index("images")
-        parts[place] = "labels"
-    return Path(*parts).with_suffix(".txt")
+def label_file(image: Path, root: Path) -> Path:
+    """The text file of an image: in `labels` for the last `images` of its path below `root`, or else beside it.
+
+    Where there is none, the path at which it was expected.
+    """
+    beside = image.with_suffix(".txt")
+    for place in image.relative_to(root).parents:
+        if place.name == "images":
+            apart = root / place.parent / "labels" / beside.relative_to(root / place)
+            return beside if beside.is_file() and not apart.is_file() else apart
+    return beside
 
 
 def upright_size(file: Path) -> tuple[int, int] | None:
     """(height, width) as the image is looked at, from the head of the file; None where there is none to read."""
     try:
         with Image.open(file) as image:
-            turned = image.getexif().get(0x0112) in TURNED
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+            exif = image.getexif()
+            if exif.get(0x0112) not in TURNED:
+                return image.height, image.width
+            if image.format == "TIFF":  # some versions of Pillow open it turned, so what is stored counts
+                return exif[0x0100], exif[0x0101]
+            return image.width, image.height
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, LookupError):
         return None
 
 
-def _lines(file: Path, data: Description, met: Met) -> Iterator[Line]:
+def _lines(file: Path, root: Path, data: Description, met: Met) -> Iterator[Line]:
     """The objects of a label file, none where there is no file. What is wrong is noted by file and line."""
     if not file.is_file():
-        met.bare.append(file.with_suffix("").name)
+        met.bare.append(file.relative_to(root).as_posix())
         return
     seen = set()
     for number, text in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):

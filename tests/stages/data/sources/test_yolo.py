@@ -7,10 +7,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from deploy.image import decode
 from pipeline.config import Choice
 from pipeline.errors import UserError
 from stages.data.source import RawDataset, Source
-from stages.data.sources.yolo import label_file
+from stages.data.sources.yolo import label_file, upright_size
 
 Document = dict[str, list[dict[str, object]]]
 
@@ -20,8 +21,10 @@ def labelled(file: Path, *lines: str, size: tuple[int, int] = (40, 20), **option
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size).save(file, **options)
     if lines:
-        label_file(file).parent.mkdir(parents=True, exist_ok=True)
-        label_file(file).write_text("".join(f"{line}\n" for line in lines))
+        beside = file.with_suffix(".txt")
+        text = Path(*("labels" if part == "images" else part for part in beside.parts))
+        text.parent.mkdir(parents=True, exist_ok=True)
+        text.write_text("".join(f"{line}\n" for line in lines))
     return file
 
 
@@ -89,6 +92,33 @@ def test_boxes_are_those_of_the_upright_image(folder: Path) -> None:
     assert val["annotations"][0]["bbox"] == [0, 10, 20, 20]
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+@pytest.mark.parametrize(("orientation", "expected"), [(1, (20, 40)), (3, (20, 40)), (6, (40, 20)), (8, (40, 20))])
+def test_sizes_are_those_of_the_decoded_image(
+    tmp_path: Path, suffix: str, orientation: int, expected: tuple[int, int]
+) -> None:
+    """Pillow gives a TIFF's size turned already when it is opened."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = labelled(tmp_path / f"a.{suffix}", exif=exif)
+    assert upright_size(file) == (decode(file).height, decode(file).width) == expected
+
+
+def test_labels_lie_in_labels_or_beside(tmp_path: Path) -> None:
+    """What the folder's own path is called counts nothing."""
+    root = tmp_path / "images" / "set"
+    beside = labelled(root / "train" / "a.png").with_suffix(".txt")
+    assert label_file(beside.with_suffix(".png"), root) == beside
+    image = labelled(root / "images" / "more" / "images" / "val" / "a.png")
+    apart = root / "images" / "more" / "labels" / "val" / "a.txt"
+    assert label_file(image, root) == apart
+    image.with_suffix(".txt").touch()
+    assert label_file(image, root) == image.with_suffix(".txt")
+    apart.parent.mkdir(parents=True)
+    apart.touch()
+    assert label_file(image, root) == apart
+
+
 def test_names_by_number_may_have_gaps(folder: Path) -> None:
     describe(folder, names={0: "a", 1: "b", 7: "h"})
     (folder / "labels/train/one.txt").write_text("7 0.5 0.5 0.25 0.5\n")
@@ -105,7 +135,7 @@ def test_names_by_number_may_be_quoted_and_be_numbers(folder: Path) -> None:
 def test_images_without_a_label_file_are_said(folder: Path) -> None:
     (folder / "labels/train/two.txt").unlink()
     assert written(folder).findings == (
-        "train: 1 images have no label file (two); taken as images where nothing is to be found",
+        "train: 1 images have no label file (labels/train/two.txt); taken as images where nothing is to be found",
     )
 
 
