@@ -127,7 +127,7 @@ class Voc(Source):
             raise UserError(
                 f"{split}: no image set {listing}, no folder {path}; name a file of ImageSets/Main without .txt, or `*`"
             )
-        ids = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+        ids = [line.strip() for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         files = [path.parent / "Annotations" / f"{one}.xml" for one in ids]
         missing = [file.name for file in files if not file.is_file()]
         if missing:

@@ -239,7 +239,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _listed(file: Path) -> Iterator[Path]:
     """The images in a list file, a line each; relative ones start from the file's folder. What is missing is found later."""
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8-sig").splitlines():
         if line.strip():
             yield file.parent / line.strip()
 
@@ -277,7 +277,7 @@ def _lines(file: Path, root: Path, data: Description, met: Met) -> Iterator[Line
         met.bare.append(file.relative_to(root).as_posix())
         return
     seen = set()
-    for number, text in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, text in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         words = tuple(text.split())
         if not words:
             continue

@@ -183,6 +183,11 @@ def test_what_is_wrong_is_named_by_file(devkit: Path, content: str, reason: str)
         written(devkit, train="train", val="val")
 
 
+def test_an_image_set_may_begin_with_a_byte_order_mark(devkit: Path) -> None:
+    (devkit / "ImageSets" / "Main" / "val.txt").write_text("c\n", encoding="utf-8-sig")
+    assert len(read(written(devkit, train="train", val="val"))[1]["images"]) == 1
+
+
 def test_sets_and_files_that_are_not_there(devkit: Path) -> None:
     with pytest.raises(UserError, match=r"val: no image set .*ImageSets.Main.test\.txt, no folder"):
         written(devkit, train="train", val="test")

@@ -178,6 +178,14 @@ def test_list_files_and_several_entries(tmp_path: Path) -> None:
     assert (len(train["annotations"]), len(val["annotations"])) == (3, 1)  # labels beside images outside of `images`
 
 
+def test_byte_order_marks_are_no_content(folder: Path) -> None:
+    (folder / "train.txt").write_text("images/train/one.png\n", encoding="utf-8-sig")
+    (folder / "labels/train/one.txt").write_text("1 0.5 0.5 0.25 0.5\n", encoding="utf-8-sig")
+    describe(folder, train="train.txt")
+    (folder / "data.yaml").write_text((folder / "data.yaml").read_text(), encoding="utf-8-sig")
+    assert len(read(written(folder))[0]["annotations"]) == 1
+
+
 @pytest.mark.parametrize(
     "content",
     [
