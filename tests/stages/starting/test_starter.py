@@ -80,6 +80,36 @@ def test_files_beside_their_images(tmp_path: Path) -> None:
     assert found(out, "val") == (root / "valid", root / "valid" / "_annotations.coco.json")
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_file_with_a_fault_is_named_and_not_passed_over(tmp_path: Path, split: str) -> None:
+    root, out = tmp_path / "coco", tmp_path / "my.yaml"
+    for name in ("train", "val"):
+        coco(root / f"instances_{name}.json", ["1.png", "2.png"], root / name)
+    file = root / f"instances_{split}.json"
+    document = json.loads(file.read_text())
+    del document["annotations"][1]["bbox"]
+    file.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=rf"{file.name}: 1 x 'Field required' \(annotations\[1\].bbox\)"):
+        write(root, out)
+
+
+def test_a_file_without_annotations_is_the_one_of_its_split(tmp_path: Path) -> None:
+    root, out = tmp_path / "coco", tmp_path / "my.yaml"
+    for name in ("train", "val"):
+        coco(root / f"instances_{name}.json", ["1.png", "2.png"], root / name)
+    file = root / "instances_val.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
+    assert write(root, out)[2] == "validation: 2 images, 0 boxes"
+    assert found(out, "val") == (root / "val", file)
+
+
+def test_data_without_classes_is_refused(tmp_path: Path) -> None:
+    file = coco(tmp_path / "data" / "train.json", ["1.png", "2.png"], tmp_path / "data" / "images")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "categories": []}))
+    with pytest.raises(UserError, match="init: the training data below .*data has no classes"):
+        write(tmp_path / "data", tmp_path / "my.yaml")
+
+
 def test_images_in_subfolders_named_in_the_file(tmp_path: Path) -> None:
     root, out = tmp_path / "data", tmp_path / "my.yaml"
     coco(root / "train.json", ["images/t/a.png"], root)
