@@ -78,15 +78,25 @@ def written(
 ) -> RawDataset:
     """Write both splits as COCO below `directory`; without `val`, `train` is divided. File names start from `images`.
 
-    Raises UserError where a group is on both sides, or an image belongs to none.
+    Raises UserError where a group is on both sides, an image belongs to none, or has a name that JSON cannot hold.
     """
+    _check_names("train", train)
     if val is not None:
+        _check_names("val", val)
         check_apart(train, val, config)
     parts = (train, val) if val is not None else divide(train, config)
     files = directory / "source_train.json", directory / "source_val.json"
     for file, part in zip(files, parts, strict=True):
         file.write_text(json.dumps(part), encoding="utf-8")
     return RawDataset(RawSplit(images, files[0]), RawSplit(images, files[1]), findings=findings)
+
+
+def _check_names(split: str, document: CocoDocument) -> None:
+    """Raise UserError where bytes of a name on disk are no UTF-8: Python stands surrogates in for them."""
+    names = [image["file_name"] for image in document["images"]]
+    odd = [ascii(name) for name in names if any("\ud800" <= character <= "\udfff" for character in name)]
+    if odd:
+        raise UserError(sentence(split, "images have names that are not UTF-8", odd, "rename them"))
 
 
 def divide(document: CocoDocument, config: DivisionConfig) -> tuple[CocoDocument, CocoDocument]:

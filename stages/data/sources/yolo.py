@@ -239,7 +239,8 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _listed(file: Path) -> Iterator[Path]:
     """The images in a list file, a line each; relative ones start from the file's folder. What is missing is found later."""
-    for line in file.read_text(encoding="utf-8-sig").splitlines():
+    # Names may be of any bytes, as on disk.
+    for line in file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines():
         if line.strip():
             yield file.parent / line.strip()
 

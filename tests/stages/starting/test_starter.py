@@ -106,7 +106,7 @@ def test_a_file_without_annotations_is_the_one_of_its_split(tmp_path: Path) -> N
 def test_data_without_classes_is_refused(tmp_path: Path) -> None:
     file = coco(tmp_path / "data" / "train.json", ["1.png", "2.png"], tmp_path / "data" / "images")
     file.write_text(json.dumps({**json.loads(file.read_text()), "categories": []}))
-    with pytest.raises(UserError, match="init: the training data below .*data has no classes"):
+    with pytest.raises(UserError, match=r"init: the training data below .*data has no classes"):
         write(tmp_path / "data", tmp_path / "my.yaml")
 
 

@@ -1,6 +1,7 @@
 """YOLO folders: data.yaml in the forms people have, labels of boxes and polygons, and what is refused by file and line."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,23 @@ def test_images_that_are_not_in_the_folder_are_refused(folder: Path, tmp_path_fa
     labelled(other / "x.png", "0 0.5 0.5 0.5 0.5")
     describe(folder, val=str(other))
     with pytest.raises(UserError, match=r"val: 1 images lie outside of the folder .*x\.png"):
+        written(folder)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_names_that_are_not_utf8_are_refused(folder: Path, listed: bool) -> None:
+    """As in an old archive; a list file names them in the same bytes."""
+    name = b"images/train/caf\xe9.png"
+    try:
+        (folder / "images/train/one.png").rename(folder / os.fsdecode(name))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    if listed:
+        (folder / "train.txt").write_bytes(name + b"\n")
+        describe(folder, train="train.txt")
+    with pytest.raises(
+        UserError, match=r"train: 1 images have names that are not UTF-8 \('images/train/caf\\udce9\.png'\)"
+    ):
         written(folder)
 
 
