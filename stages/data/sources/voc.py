@@ -22,9 +22,9 @@ from pipeline.errors import UserError
 from stages.data.coco_document import CocoAnnotation, CocoDocument, CocoImage, sentence
 from stages.data.coco_layout import folders, split_word
 from stages.data.division import DivisionConfig, check_inside, written
+from stages.data.image_files import SUFFIXES
 from stages.data.source import RawDataset, Source
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_FOLDERS = ("JPEGImages", "images")
 
 
@@ -241,7 +241,7 @@ def _image_of(file: Path, named: str) -> Path:
     Where there is none, the path at which it was expected: that it is missing is found with all others that are.
     """
     folders = _image_folders(file)
-    names = [f"{file.stem}{suffix}" for suffix in (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))]
+    names = [f"{file.stem}{suffix}" for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES))]
     said = Path(named.replace("\\", "/")).name or names[0]  # of a path on another machine, its last part
     for name in [*names, said]:
         for folder in folders:

@@ -27,9 +27,9 @@ from pipeline.errors import UserError, did_you_mean
 from pipeline.log import logger
 from stages.data.coco_document import CocoAnnotation, CocoCategory, CocoDocument, CocoImage, sentence
 from stages.data.division import DivisionConfig, check_inside, written
+from stages.data.image_files import image_files
 from stages.data.source import RawDataset, Source
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 TOLERANCE = 0.01  # by which a fraction may leave 0 to 1: annotation tools round
 Box = tuple[float, float, float, float]
@@ -217,7 +217,7 @@ def images_of(data: Description, key: str) -> list[Path]:
             tried = " nor ".join(map(str, places))
             raise UserError(f"{data.file}: {key}: {entry!r} is neither {tried}; correct `path` or {key!r}")
         logger.info("%s: %s", key, place)
-        found = _listed(place) if place.is_file() else _below(place)
+        found = _listed(place) if place.is_file() else image_files(place)
         files.update(Path(os.path.abspath(file)) for file in found)
     if not files:
         raise UserError(f"{data.file}: {key}: {given!r} holds no images; give a folder or a list file that does")
@@ -231,10 +231,6 @@ def _places(data: Description, entry: str) -> list[Path]:
     named = [beside / str(data.content["path"])] if data.content.get("path") else []
     places = [root / entry for root in [*named, beside]]
     return places + ([beside / entry[3:]] if entry.startswith("../") else [])
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    return (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _listed(file: Path) -> Iterator[Path]:

@@ -205,6 +205,19 @@ def test_paths_as_tools_write_them(tmp_path: Path, content: dict[str, object]) -
     assert len(train["annotations"]) == len(val["annotations"]) == 1
 
 
+def test_images_of_linked_folders_are_found(folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    (folder / "images/train").rename(folder / "elsewhere/images")
+    (folder / "labels/train").rename(folder / "elsewhere/labels")
+    for part in ("images", "labels"):
+        (folder / part / "train").mkdir()
+        (folder / part / "train" / "linked").symlink_to(folder / "elsewhere" / part)
+    train, _ = read(written(folder))
+    names = [image["file_name"] for image in train["images"]]
+    assert names == ["images/train/linked/one.png", "images/train/linked/two.png"]
+    assert len(train["annotations"]) == 2
+
+
 def test_the_same_images_twice_are_divided(folder: Path) -> None:
     describe(folder, val="images/train")
     train, val = read(written(folder, val_fraction=0.5))
