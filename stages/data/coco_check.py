@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,9 +86,7 @@ def check(raw: RawDataset, classes: Classes | None = None) -> CheckedDataset:
     splits: dict[SplitName, RawSplit] = {"train": raw.train, "val": raw.val}
     documents = {name: _parsed(split.annotations, found) for name, split in splits.items()}
     found.raise_refused()
-    for name, document in documents.items():
-        _check_references(name, document, found)
-    _check_categories(documents["train"], documents["val"], found)
+    _check_documents(documents, found)
     if classes and not found.refused:
         _select(documents, classes, found)
     pictures = {name: _check_images(name, documents[name], split.images, found) for name, split in splits.items()}
@@ -107,6 +105,19 @@ def check(raw: RawDataset, classes: Classes | None = None) -> CheckedDataset:
         mean_rgb=_mean_rgb(pictures["train"].values()),
         findings=tuple(found.handled),
     )
+
+
+def check_documents(documents: Mapping[SplitName, CocoDocument]) -> None:
+    """Check what can be without the images: ids, references, categories. Raises UserError as `check` does."""
+    found = _Findings()
+    _check_documents(documents, found)
+    found.raise_refused()
+
+
+def _check_documents(documents: Mapping[SplitName, CocoDocument], found: _Findings) -> None:
+    for name, document in documents.items():
+        _check_references(name, document, found)
+    _check_categories(documents["train"], documents["val"], found)
 
 
 def _parsed(file: Path, found: _Findings) -> CocoDocument:

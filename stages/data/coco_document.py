@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ class CocoCategory(TypedDict):
 class CocoDocument(TypedDict):
     """The parts of a COCO instances file that detection needs; whatever else is in it is left out."""
 
-    info: NotRequired[dict[str, Any]]
+    info: NotRequired[Any]
     images: list[CocoImage]
     annotations: list[CocoAnnotation]
     categories: list[CocoCategory]
@@ -61,21 +62,22 @@ def sentence(where: str, what: str, items: Sequence[object], rest: str) -> str:
 
 
 def parse(file: Path) -> CocoDocument:
-    """Read a COCO instances file. An annotation that has a mask and no box gets the box of its mask.
+    """Read a COCO instances file. What is null counts as missing; an annotation that has a mask and no box gets its box.
 
     Raises UserError naming every entry that is not what COCO says, the first few of each sort with their place.
     """
     try:
-        content = file.read_bytes()
+        content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); give the path of a COCO JSON") from error
     try:
         return _DOCUMENT.validate_json(content)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False)
-    if any(item["type"] == "missing" and item["loc"][-1] == "bbox" for item in found):
-        # Masks are left out above, for they are most of a large file; here they are needed.
+    if found[0]["type"] != "json_invalid":
+        # Masks are left out above, for they are most of a large file; here they may be needed.
         document = json.loads(content)
+        _leave_out_empty(document)
         _boxes_from_masks(document, file)
         try:
             return _DOCUMENT.validate_python(document)
@@ -94,6 +96,16 @@ def parse(file: Path) -> CocoDocument:
 
 
 _DOCUMENT = TypeAdapter(CocoDocument)
+
+
+def _leave_out_empty(document: Any) -> None:
+    """Remove what is null from the entries, and boxes without numbers: some tools write them for what they do not know."""
+    for key in ("images", "annotations"):
+        entries = document.get(key) if isinstance(document, dict) else None
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict):
+                for name in [name for name, value in entry.items() if value is None or (name, value) == ("bbox", [])]:
+                    del entry[name]
 
 
 def _boxes_from_masks(document: Any, file: Path) -> None:

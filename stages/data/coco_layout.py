@@ -82,16 +82,16 @@ def folders(folder: Path) -> Iterator[Path]:
 
 
 def _read(file: Path, split: str) -> Annotations | None:
-    """Look at a file. None where it is not COCO with boxes."""
+    """Look at a file. None where it is not COCO with boxes; what is wrong in one that is, the source says."""
     try:
         document = json.loads(file.read_bytes())
-        images, annotations, categories = document["images"], document["annotations"], document["categories"]
-        if not categories or not annotations or not all("bbox" in one or _mask(one) for one in annotations[:PROBED]):
+        images, annotations, _ = document["images"], document["annotations"], document["categories"]
+        if annotations and not any("bbox" in one or _mask(one) for one in annotations[:PROBED]):
             return None
         return Annotations(
             file,
             split,
-            names=tuple(str(image["file_name"]) for image in images[:PROBED]),
+            names=tuple(str(image["file_name"]) for image in images[:PROBED] if "file_name" in image),
         )
     except (OSError, ValueError, TypeError, LookupError, AttributeError):  # a JSON of any other shape
         return None

@@ -21,9 +21,11 @@ from deploy.drawing import colour
 from deploy.errors import DeployError
 from deploy.image import ImageSpec, decode
 from pipeline.errors import UserError
+from stages.artifacts.dataset import SplitName
 from stages.data.augment import AugmentConfig, place
 from stages.data.classes import Classes, keep, selected
 from stages.data.coco import CocoSplit
+from stages.data.coco_check import check_documents
 from stages.data.coco_document import CocoDocument, parse
 from stages.data.sheet import drawn
 from stages.data.source import RawDataset
@@ -37,8 +39,13 @@ LINE_PX = 18
 
 def contact_sheet(raw: RawDataset, size: tuple[int, int], classes: Classes | None, out: Path) -> list[str]:
     """Draw some training images, spread evenly over those that have boxes, to the PNG `out`; `size` is the (height, width)
-    of the canvas. Returns lines that say what is there. Raises UserError where the data cannot be read."""
-    documents = {"train": parse(raw.train.annotations), "val": parse(raw.val.annotations)}
+    of the canvas. Returns lines that say what is there. Raises UserError where the data cannot be read, or refers to what
+    it does not list."""
+    documents: dict[SplitName, CocoDocument] = {
+        "train": parse(raw.train.annotations),
+        "val": parse(raw.val.annotations),
+    }
+    check_documents(documents)
     if classes:
         categories, ids = selected(documents["train"]["categories"], classes)
         for document in documents.values():

@@ -10,7 +10,7 @@ import csv
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,14 @@ class DivisionConfig(BaseConfig):
         return self.group_by is not None or self.group_file is not None
 
 
+def check_inside(split: str, files: Sequence[Path], folder: Path) -> None:
+    """Raise UserError where images do not lie in the folder of their source."""
+    outside = [str(file) for file in files if not file.is_relative_to(folder)]
+    if outside:
+        mend = f"set folder to one that holds all of it: changes elsewhere would not be seen, folder is {folder}"
+        raise UserError(sentence(split, "images lie outside of the folder", outside, mend))
+
+
 def written(
     directory: Path,
     images: Path,
@@ -70,15 +78,25 @@ def written(
 ) -> RawDataset:
     """Write both splits as COCO below `directory`; without `val`, `train` is divided. File names start from `images`.
 
-    Raises UserError where a group is on both sides, or an image belongs to none.
+    Raises UserError where a group is on both sides, an image belongs to none, or has a name that JSON cannot hold.
     """
+    _check_names("train", train)
     if val is not None:
+        _check_names("val", val)
         check_apart(train, val, config)
     parts = (train, val) if val is not None else divide(train, config)
     files = directory / "source_train.json", directory / "source_val.json"
     for file, part in zip(files, parts, strict=True):
         file.write_text(json.dumps(part), encoding="utf-8")
     return RawDataset(RawSplit(images, files[0]), RawSplit(images, files[1]), findings=findings)
+
+
+def _check_names(split: str, document: CocoDocument) -> None:
+    """Raise UserError where bytes of a name on disk are no UTF-8: Python stands surrogates in for them."""
+    names = [image["file_name"] for image in document["images"]]
+    odd = [ascii(name) for name in names if any("\ud800" <= character <= "\udfff" for character in name)]
+    if odd:
+        raise UserError(sentence(split, "images have names that are not UTF-8", odd, "rename them"))
 
 
 def divide(document: CocoDocument, config: DivisionConfig) -> tuple[CocoDocument, CocoDocument]:

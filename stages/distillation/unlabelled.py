@@ -23,11 +23,11 @@ from stages.artifacts.dataset import Dataset
 from stages.data.augment import AugmentConfig
 from stages.data.coco import CocoSplit
 from stages.data.coco_check import look
+from stages.data.image_files import SUFFIXES, image_files
 from stages.data.loader import Batch, training_batches
 from stages.distillation.method import DistillationMethod
 
 LISTED = "unlabelled.json"
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class UnlabelledConfig(BaseConfig):
@@ -73,10 +73,10 @@ def load(config: UnlabelledConfig, data: Dataset, directory: Path) -> CocoSplit:
     Raises UserError where there are none, where one cannot be read, and where one is a validation image by its pixels.
     """
     folder = config.images.path
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+    files = sorted(file for file in image_files(folder) if file.is_file())
     if not files:
         raise UserError(
-            f"unlabelled: no image lies in {folder}; it is looked for by the suffixes {', '.join(_SUFFIXES)}"
+            f"unlabelled: no image lies in {folder}; it is looked for by the suffixes {', '.join(SUFFIXES)}"
         )
     validation = CocoSplit(data.folder("val"), data.annotations("val")).files
     with progress("unlabelled", len(validation) + len(files), "image") as advance:

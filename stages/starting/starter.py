@@ -58,6 +58,8 @@ def write(
     divided = "val" not in settings
     train, val = _read(name, {**settings, **({"val_fraction": VAL_FRACTION} if divided else {})})
     classes = [category["name"] for category in sorted(train["categories"], key=lambda category: category["id"])]
+    if not classes:
+        raise UserError(f"init: the training data below {folder} has no classes; give annotations that have some")
     sizes = {(i["height"], i["width"]) for i in train["images"] if i.get("height") and i.get("width")}
     height, width = canvas(sizes)
     student = choose(height, width, len(classes), gflops)

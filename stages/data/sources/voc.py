@@ -21,10 +21,10 @@ from pipeline.config import ExternalFolder
 from pipeline.errors import UserError
 from stages.data.coco_document import CocoAnnotation, CocoDocument, CocoImage, sentence
 from stages.data.coco_layout import folders, split_word
-from stages.data.division import DivisionConfig, written
+from stages.data.division import DivisionConfig, check_inside, written
+from stages.data.image_files import SUFFIXES
 from stages.data.source import RawDataset, Source
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_FOLDERS = ("JPEGImages", "images")
 
 
@@ -102,6 +102,8 @@ class Voc(Source):
         val = None if self.config.val is None else [self._read(f, wrong) for f in self._files("val", self.config.val)]
         if wrong:
             raise UserError(sentence("voc", "annotations cannot be used", wrong, "correct or remove them"))
+        for split, part in (("train", train), ("val", val or [])):
+            check_inside(split, [labels.image for labels in part], root)
         names = sorted({one.name for labels in [*train, *(val or [])] for one in labels.objects})
         findings = self._findings("train", train) + self._findings("val", val or [])
         documents = [None if part is None else self._document(part, names, root) for part in (train, val)]
@@ -125,7 +127,7 @@ class Voc(Source):
             raise UserError(
                 f"{split}: no image set {listing}, no folder {path}; name a file of ImageSets/Main without .txt, or `*`"
             )
-        ids = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+        ids = [line.strip() for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         files = [path.parent / "Annotations" / f"{one}.xml" for one in ids]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
@@ -137,12 +139,12 @@ class Voc(Source):
         """What an XML file says; what is wrong in it is added to `wrong`, with the file's name."""
         labels = Labels(file, file, None)
         try:
-            root = ElementTree.parse(file).getroot()
+            root = _root(file)
             labels.image = _image_of(file, (root.findtext("filename") or "").strip())
             width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
             labels.size = (height, width) if width > 0 and height > 0 else None
             labels.objects = list(self._objects(root))
-        except (ElementTree.ParseError, ValueError) as error:
+        except ValueError as error:
             wrong.append(f"{file.name}: {error}")
         return labels
 
@@ -195,10 +197,20 @@ class Voc(Source):
         return {"images": images, "annotations": annotations, "categories": categories}  # type: ignore[typeddict-item]
 
 
+def _root(file: Path) -> ElementTree.Element:
+    """The outermost element of an XML file. Raises ValueError saying why there is none."""
+    try:
+        return ElementTree.parse(file).getroot()
+    except (ElementTree.ParseError, OSError) as error:
+        raise ValueError(str(error)) from error
+    except (ValueError, LookupError) as error:  # the encoding that it names is none that Python's parser has
+        raise ValueError(f"{error}: save it as UTF-8") from error
+
+
 def _is_voc(file: Path | None) -> bool:
     try:
-        return file is not None and ElementTree.parse(file).getroot().tag == "annotation"
-    except (ElementTree.ParseError, OSError):
+        return file is not None and _root(file).tag == "annotation"
+    except ValueError:
         return False
 
 
@@ -209,26 +221,40 @@ def _sets(place: Path, folder: Path) -> dict[str, list[str]]:
     for train, val in (("train", "val"), ("train", "valid"), ("trainval", "test"), ("train", "test")):
         if {train, val} <= sets:
             return {"train": [(within / train).as_posix()], "val": [(within / val).as_posix()]}
-    if one := next((name for name in ("trainval", "train", "all", "default") if name in sets), None):
-        return {"train": [(within / one).as_posix()]}
-    if any((place / "Annotations").glob("*.xml")):
-        return {"train": [(within / "*").as_posix()]}
-    if place.name != "Annotations" and _is_voc(next(place.glob("*.xml"), None)):
-        split = split_word(within)
-        return {"train" if split in ("train", "") else split: [within.as_posix()]}
-    return {}
+    single = next(
+        (name for name in ("trainval", "train", "all", "default", "val", "valid", "test") if name in sets), None
+    )
+    if single or any((place / "Annotations").glob("*.xml")):
+        named = within / (single or "*")
+    elif place.name != "Annotations" and _is_voc(next(place.glob("*.xml"), None)):
+        named = within
+    else:
+        return {}
+    # A set's own name counts before those of its folders; `trainval` is no word of its own.
+    split = "train" if single == "trainval" else split_word(named)
+    return {split or "train": [named.as_posix()]}
 
 
 def _image_of(file: Path, named: str) -> Path:
-    """The image of an XML file: of the same name, beside it or in JPEGImages; or else the one that it names.
+    """The image of an XML file: of the same name, in JPEGImages or images or beside it; or else the one that it names.
 
     Where there is none, the path at which it was expected: that it is missing is found with all others that are.
     """
-    folders = [file.parent.parent / name for name in IMAGE_FOLDERS] if file.parent.name.lower() == "annotations" else []
-    folders.append(file.parent)
-    names = [f"{file.stem}{suffix}" for suffix in (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))]
-    for name in [*names, *([Path(named.replace("\\", "/")).name] if named else [])]:
+    folders = _image_folders(file)
+    names = [f"{file.stem}{suffix}" for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES))]
+    said = Path(named.replace("\\", "/")).name or names[0]  # of a path on another machine, its last part
+    for name in [*names, said]:
         for folder in folders:
             if (folder / name).is_file():
                 return folder / name
-    return folders[0] / (named or names[0])
+    return next((folder for folder in folders if folder.is_dir()), file.parent) / said
+
+
+def _image_folders(file: Path) -> list[Path]:
+    """Where the image of an XML file may lie: in a folder of images that stands for `Annotations` in its path, or beside
+    it."""
+    for place in file.parents:
+        if place.name.lower() == "annotations":
+            below = file.parent.relative_to(place)
+            return [*(place.parent / name / below for name in IMAGE_FOLDERS), file.parent]
+    return [file.parent]

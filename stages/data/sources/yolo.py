@@ -1,7 +1,7 @@
 """YOLO text files: a data.yaml, and for every image a .txt with a line for each object.
 
     data.yaml: path, train, val (folders, list files, or several of them), names (a list, or numbers and names)
-    images/train/a.jpg -> labels/train/a.txt, or a.txt beside a.jpg where no folder of its path is called images
+    images/train/a.jpg -> labels/train/a.txt, or else a.txt beside a.jpg
     a line: class x y width height (of the box: its centre), or class x1 y1 x2 y2 x3 y3 ... (a polygon, whose box is
     taken), all as fractions of the upright image; with kpt_shape in data.yaml, a box and keypoints, which are left out
 
@@ -26,10 +26,10 @@ from pipeline.config import ExternalFolder
 from pipeline.errors import UserError, did_you_mean
 from pipeline.log import logger
 from stages.data.coco_document import CocoAnnotation, CocoCategory, CocoDocument, CocoImage, sentence
-from stages.data.division import DivisionConfig, written
+from stages.data.division import DivisionConfig, check_inside, written
+from stages.data.image_files import image_files
 from stages.data.source import RawDataset, Source
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 TOLERANCE = 0.01  # by which a fraction may leave 0 to 1: annotation tools round
 Box = tuple[float, float, float, float]
@@ -73,17 +73,17 @@ class Yolo(Source):
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
-        return bool(_descriptions(folder))
+        return bool(_data_files(folder))
 
     @classmethod
     def settings(cls, folder: Path, given: Mapping[str, Path | None]) -> dict[str, Any]:
         """The YAML file and its splits; validation images that are the training images are none."""
-        found = _descriptions(folder)
+        found = _data_files(folder)
         if len(found) != 1:
-            names = ", ".join(str(data.file) for data in found) or "none"
+            names = ", ".join(map(str, found)) or "none"
             what = f"{len(found)} YAML files with `train` and `names` in {folder} ({names})"
             raise UserError(f"init: {what}; give the folder of one of them")
-        (data,) = found
+        data = describe(found[0])
         made: dict[str, Any] = {
             "folder": str(folder),
             "data": data.file.relative_to(folder).as_posix(),
@@ -109,10 +109,7 @@ class Yolo(Source):
         """One split, and what was met in it. Raises UserError with all that cannot be used."""
         root = self.config.folder.path
         files = images_of(data, key)
-        outside = [str(file) for file in files if not file.is_relative_to(root)]
-        if outside:
-            mend = f"set folder to one that holds all of it: changes elsewhere would not be seen, folder is {root}"
-            raise UserError(sentence(split, "images lie outside of the folder", outside, mend))
+        check_inside(split, files, root)
         met = Met()
         images: list[CocoImage] = []
         annotations: list[CocoAnnotation] = []
@@ -125,7 +122,7 @@ class Yolo(Source):
             height, width = size
             name = file.relative_to(root).as_posix()
             images.append({"id": number, "file_name": name, "height": height, "width": width})
-            for label, (x, y, w, h) in _lines(label_file(file), data, met):
+            for label, (x, y, w, h) in _lines(label_file(file, root), root, data, met):
                 annotation: CocoAnnotation = {
                     "id": len(annotations) + 1,
                     "image_id": number,
@@ -168,28 +165,41 @@ class Met:
 
 def describe(file: Path) -> Description:
     """Read a data.yaml. Raises UserError where it is none."""
+    content = _content(file)
+    names = content.get("names") if isinstance(content, dict) else None
+    listed = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(listed, dict) or not listed or not all(map(_is_number, listed)):
+        raise UserError(f"{file}: names are {names!r}; write a list of the class names, or their numbers and names")
+    odd = [name for name in listed.values() if isinstance(name, bool) or not isinstance(name, str | int)]
+    if odd:
+        quote = "put them in quotes: off, on, yes and no are truth values to YAML"
+        raise UserError(sentence(str(file), "names are no text", odd, quote))
+    if content.get("nc", len(listed)) != len(listed):
+        raise UserError(f"{file}: nc is {content['nc']}, and there are {len(listed)} names; correct one of them")
+    return Description(file, content, {int(number): str(name) for number, name in listed.items()})
+
+
+def _content(file: Path) -> Any:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file}: cannot be read ({reason}); give the YAML file with train, val and names") from error
-    names = content.get("names") if isinstance(content, dict) else None
-    listed = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(listed, dict) or not listed or not all(isinstance(number, int) for number in listed):
-        raise UserError(f"{file}: names are {names!r}; write a list of the class names, or their numbers and names")
-    if content.get("nc", len(listed)) != len(listed):
-        raise UserError(f"{file}: nc is {content['nc']}, and there are {len(listed)} names; correct one of them")
-    return Description(file, content, {number: str(name) for number, name in listed.items()})
 
 
-def _descriptions(folder: Path) -> list[Description]:
-    """The YAML files of a folder and of those in it that describe data."""
+def _is_number(key: object) -> bool:
+    """Whether a key of `names` is the number of a class, which some tools put in quotes."""
+    return type(key) is int or (isinstance(key, str) and key.isdecimal())
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The YAML files of a folder and of those in it that have `train` and `names`; what is wrong in them is said later."""
     files = sorted(file for pattern in ("*.yaml", "*.yml", "*/*.yaml", "*/*.yml") for file in folder.glob(pattern))
     found = []
     for file in files:
         with suppress(UserError):  # a YAML file of another kind
-            data = describe(file)
-            found += [data] if data.content.get("train") else []
+            content = _content(file)
+            found += [file] if isinstance(content, dict) and content.get("train") and "names" in content else []
     return found
 
 
@@ -207,7 +217,7 @@ def images_of(data: Description, key: str) -> list[Path]:
             tried = " nor ".join(map(str, places))
             raise UserError(f"{data.file}: {key}: {entry!r} is neither {tried}; correct `path` or {key!r}")
         logger.info("%s: %s", key, place)
-        found = _listed(place) if place.is_file() else _below(place)
+        found = _listed(place) if place.is_file() else image_files(place)
         files.update(Path(os.path.abspath(file)) for file in found)
     if not files:
         raise UserError(f"{data.file}: {key}: {given!r} holds no images; give a folder or a list file that does")
@@ -223,43 +233,48 @@ def _places(data: Description, entry: str) -> list[Path]:
     return places + ([beside / entry[3:]] if entry.startswith("../") else [])
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    return (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-
-
 def _listed(file: Path) -> Iterator[Path]:
     """The images in a list file, a line each; relative ones start from the file's folder. What is missing is found later."""
-    for line in file.read_text(encoding="utf-8").splitlines():
+    # Names may be of any bytes, as on disk.
+    for line in file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines():
         if line.strip():
             yield file.parent / line.strip()
 
 
-def label_file(image: Path) -> Path:
-    """The text file of an image: in `labels` for the last `images` of its path, or else beside it."""
-    parts = list(image.parts)
-    if "images" in parts[:-1]:
-        place = len(parts) - 2 - parts[:-1][::-1].index("images")
-        parts[place] = "labels"
-    return Path(*parts).with_suffix(".txt")
+def label_file(image: Path, root: Path) -> Path:
+    """The text file of an image: in `labels` for the last `images` of its path below `root`, or else beside it.
+
+    Where there is none, the path at which it was expected.
+    """
+    beside = image.with_suffix(".txt")
+    for place in image.relative_to(root).parents:
+        if place.name == "images":
+            apart = root / place.parent / "labels" / beside.relative_to(root / place)
+            return beside if beside.is_file() and not apart.is_file() else apart
+    return beside
 
 
 def upright_size(file: Path) -> tuple[int, int] | None:
     """(height, width) as the image is looked at, from the head of the file; None where there is none to read."""
     try:
         with Image.open(file) as image:
-            turned = image.getexif().get(0x0112) in TURNED
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+            exif = image.getexif()
+            if exif.get(0x0112) not in TURNED:
+                return image.height, image.width
+            if image.format == "TIFF":  # some versions of Pillow open it turned, so what is stored counts
+                return exif[0x0100], exif[0x0101]
+            return image.width, image.height
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, LookupError):
         return None
 
 
-def _lines(file: Path, data: Description, met: Met) -> Iterator[Line]:
+def _lines(file: Path, root: Path, data: Description, met: Met) -> Iterator[Line]:
     """The objects of a label file, none where there is no file. What is wrong is noted by file and line."""
     if not file.is_file():
-        met.bare.append(file.with_suffix("").name)
+        met.bare.append(file.relative_to(root).as_posix())
         return
     seen = set()
-    for number, text in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, text in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         words = tuple(text.split())
         if not words:
             continue

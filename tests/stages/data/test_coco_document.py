@@ -66,3 +66,43 @@ def test_neither_box_nor_mask(tmp_path: Path, segmentation: object) -> None:
     file = write(tmp_path / "a.json", {"segmentation": compressed()}, {"segmentation": segmentation})
     with pytest.raises(UserError, match=r"a.json: 1 x 'Field required' \(annotations\[1\].bbox\)"):
         parse(file)
+
+
+def test_what_is_null_counts_as_missing(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "a.json",
+        {"bbox": [0, 0, 3, 3], "area": None, "iscrowd": None},
+        {"bbox": None, "segmentation": [[1, 1, 5, 5, 1, 5]]},
+        {"bbox": [], "area": None, "segmentation": [[1, 1, 5, 5, 1, 5]]},
+    )
+    document = json.loads(file.read_text())
+    document["images"][0] |= {"width": None, "height": None}
+    file.write_text(json.dumps(document))
+    found = parse(file)
+    assert found["images"] == [{"id": 1, "file_name": "a.png"}]
+    assert not {"area", "iscrowd"} & found["annotations"][0].keys()
+    assert [list(a["bbox"]) for a in found["annotations"][1:]] == [[1, 1, 4, 4]] * 2
+    assert [a["area"] for a in found["annotations"][1:]] == [8, 8]
+
+
+@pytest.mark.parametrize("bbox", [None, []])
+def test_an_empty_box_without_a_mask_is_refused(tmp_path: Path, bbox: object) -> None:
+    file = write(tmp_path / "a.json", {"bbox": bbox})
+    with pytest.raises(UserError, match=r"a.json: 1 x 'Field required' \(annotations\[0\].bbox\)"):
+        parse(file)
+
+
+@pytest.mark.parametrize("info", [None, [], "made by hand"])
+def test_info_may_be_anything(tmp_path: Path, info: object) -> None:
+    file = write(tmp_path / "a.json", {"bbox": [0, 0, 3, 3]})
+    file.write_text(json.dumps({**json.loads(file.read_text()), "info": info}))
+    assert len(parse(file)["annotations"]) == 1
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.json", {"bbox": [0, 0, 3, 3]})
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert len(parse(file)["annotations"]) == 1
+    file.write_text("[", encoding="utf-8-sig")
+    with pytest.raises(UserError, match=r"a.json: 1 x 'Invalid JSON"):
+        parse(file)

@@ -58,6 +58,18 @@ def test_selected_classes_alone(raw: RawDataset, tmp_path: Path) -> None:
         contact_sheet(raw, (64, 96), ("dog",), tmp_path / "sheet.png")
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("classes", [None, ("car",)])
+def test_what_refers_to_nothing_is_refused(raw: RawDataset, tmp_path: Path, split: str, classes: object) -> None:
+    """As the dataset stage refuses it, not as a KeyError."""
+    file = tmp_path / f"{split}.json"
+    document = json.loads(file.read_text())
+    document["annotations"].append({"id": 3, "image_id": 1, "category_id": 9, "bbox": [0, 0, 9, 9]})
+    file.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=rf"{split}: 1 annotations of unknown categories \(annotation 3: category 9\)"):
+        contact_sheet(raw, (64, 96), classes, tmp_path / "sheet.png")  # type: ignore[arg-type]
+
+
 def test_check_says_where_it_is(raw: RawDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
     files = {s: {"images": str(tmp_path / s), "annotations": str(tmp_path / f"{s}.json")} for s in ("train", "val")}

@@ -58,6 +58,12 @@ def test_a_step_sees_the_same_whoever_comes_to_it(folder, digits, tmp_path):
     assert len(json.loads((tmp_path / "unlabelled.json").read_text())["images"]) == 5
 
 
+def test_images_of_linked_folders_count(folder, digits, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "all").symlink_to(folder)
+    assert stream(tmp_path / "links", digits, tmp_path).count == 5
+
+
 def test_a_validation_image_is_refused_whatever_its_name(folder, digits, tmp_path):
     copied = shutil.copytree(folder, tmp_path / "mixed")
     image = next(digits.folder("val").glob("*.jpg"))

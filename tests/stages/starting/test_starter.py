@@ -80,6 +80,36 @@ def test_files_beside_their_images(tmp_path: Path) -> None:
     assert found(out, "val") == (root / "valid", root / "valid" / "_annotations.coco.json")
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_file_with_a_fault_is_named_and_not_passed_over(tmp_path: Path, split: str) -> None:
+    root, out = tmp_path / "coco", tmp_path / "my.yaml"
+    for name in ("train", "val"):
+        coco(root / f"instances_{name}.json", ["1.png", "2.png"], root / name)
+    file = root / f"instances_{split}.json"
+    document = json.loads(file.read_text())
+    del document["annotations"][1]["bbox"]
+    file.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=rf"{file.name}: 1 x 'Field required' \(annotations\[1\].bbox\)"):
+        write(root, out)
+
+
+def test_a_file_without_annotations_is_the_one_of_its_split(tmp_path: Path) -> None:
+    root, out = tmp_path / "coco", tmp_path / "my.yaml"
+    for name in ("train", "val"):
+        coco(root / f"instances_{name}.json", ["1.png", "2.png"], root / name)
+    file = root / "instances_val.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
+    assert write(root, out)[2] == "validation: 2 images, 0 boxes"
+    assert found(out, "val") == (root / "val", file)
+
+
+def test_data_without_classes_is_refused(tmp_path: Path) -> None:
+    file = coco(tmp_path / "data" / "train.json", ["1.png", "2.png"], tmp_path / "data" / "images")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "categories": []}))
+    with pytest.raises(UserError, match=r"init: the training data below .*data has no classes"):
+        write(tmp_path / "data", tmp_path / "my.yaml")
+
+
 def test_images_in_subfolders_named_in_the_file(tmp_path: Path) -> None:
     root, out = tmp_path / "data", tmp_path / "my.yaml"
     coco(root / "train.json", ["images/t/a.png"], root)
@@ -246,11 +276,57 @@ def test_voc_of_several_years_and_with_edges(tmp_path: Path) -> None:
     assert found["corners"] == "edges"
 
 
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        ({}, {"train": "train/*", "val": "val/*"}),
+        (dict.fromkeys(("train", "val", "test"), "default"), {"train": "train/default", "val": "val/default"}),
+        ({"train": "trainval", "test": "test", "val": "all"}, {"train": "train/trainval", "val": "val/all"}),
+    ],
+)
+def test_voc_folders_of_splits(tmp_path: Path, sets: dict[str, str], expected: dict[str, object]) -> None:
+    """What a folder is called says what it is for; one for tests is not trained on."""
+    root, out = tmp_path / "export", tmp_path / "my.yaml"
+    for number, split in enumerate(("train", "val", "test")):
+        stem = "abc"[number]
+        voc(root / split, stem)
+        if split in sets:
+            (root / split / "ImageSets" / "Main" / f"{sets[split]}.txt").write_text(f"{stem}\n")
+    write(root, out)
+    assert settings(out) == {"name": "voc", "folder": str(root), **expected}
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "none"])
+def test_other_xml_is_passed_over(tmp_path: Path, encoding: str) -> None:
+    root, out = tmp_path / "data", tmp_path / "my.yaml"
+    coco(root / "train.json", ["a.png", "b.png"], root / "images")
+    (root / "notes.xml").write_text(f'<?xml version="1.0" encoding="{encoding}"?><notes/>')
+    write(root, out)
+    assert settings(out)["name"] == "coco"
+
+
 def test_yolo_folders(tmp_path: Path) -> None:
     root, out = tmp_path / "data", tmp_path / "my.yaml"
     yolo(root, "train", "val")
     write(root, out)
     assert settings(out) == {"name": "yolo", "folder": str(root), "data": "data.yaml", "train": "train", "val": "val"}
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ("names: [thing]\nnc: 2", "data.yaml: nc is 2, and there are 1 names; correct one of them"),
+        ("names: [on]", r"data.yaml: 1 names are no text \(True\); put them in quotes"),
+    ],
+)
+def test_what_is_wrong_in_a_data_yaml_is_said(tmp_path: Path, names: str, reason: str) -> None:
+    root = tmp_path / "data"
+    yolo(root, "train", "val")
+    text = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(text.replace("names: [thing]", names))
+    (root / "other.yaml").write_text("train: yes\n")
+    with pytest.raises(UserError, match=reason):
+        write(root, tmp_path / "my.yaml")
 
 
 def test_a_folder_of_two_formats_is_asked_about(tmp_path: Path) -> None:

@@ -170,12 +170,22 @@ def test_an_image_of_another_name_is_found_by_the_file(tmp_path: Path) -> None:
         ),
         (f"<annotation>{thing((1, 1, 5, 5), '')}</annotation>", "object 1 has no name"),
         ("<annotation><object><name>dog</name></object></annotation>", "None, None, None, None"),
+        (
+            '<?xml version="1.0" encoding="gb2312"?><annotation/>',
+            "multi-byte encodings are not supported: save it as UTF-8",
+        ),
+        ('<?xml version="1.0" encoding="none"?><annotation/>', "unknown encoding: none: save it as UTF-8"),
     ],
 )
 def test_what_is_wrong_is_named_by_file(devkit: Path, content: str, reason: str) -> None:
     (devkit / "Annotations" / "b.xml").write_text(content)
     with pytest.raises(UserError, match=rf"voc: 1 annotations cannot be used \(b\.xml: .*{reason}"):
         written(devkit, train="train", val="val")
+
+
+def test_an_image_set_may_begin_with_a_byte_order_mark(devkit: Path) -> None:
+    (devkit / "ImageSets" / "Main" / "val.txt").write_text("c\n", encoding="utf-8-sig")
+    assert len(read(written(devkit, train="train", val="val"))[1]["images"]) == 1
 
 
 def test_sets_and_files_that_are_not_there(devkit: Path) -> None:
@@ -186,3 +196,26 @@ def test_sets_and_files_that_are_not_there(devkit: Path) -> None:
         written(devkit, train="train", val="val")
     with pytest.raises(ConfigError, match="give either `val` or `val_fraction`"):
         written(devkit, train="train")
+
+
+def test_images_beside_the_folder_are_refused(tmp_path: Path) -> None:
+    label(tmp_path, "a", thing((1, 1, 5, 5)), images="images")
+    with pytest.raises(
+        UserError, match=r"train: 1 images lie outside of the folder .*a\.jpg\); set folder to one that holds"
+    ):
+        written(tmp_path / "Annotations", train=".", val_fraction=0.5)
+
+
+@pytest.mark.parametrize("images", ["JPEGImages", "images"])
+def test_folders_of_splits_below_annotations(tmp_path: Path, images: str) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "Annotations" / split).mkdir(parents=True)
+        (tmp_path / images / split).mkdir(parents=True)
+        for stem in "xy":
+            text = f"<annotation><filename>/elsewhere/{stem}.jpg</filename>{thing((1, 1, 5, 5))}</annotation>"
+            (tmp_path / "Annotations" / split / f"{stem}.xml").write_text(text)
+        Image.new("RGB", (40, 30)).save(tmp_path / images / split / "x.jpg")
+    train, val = read(written(tmp_path, train="Annotations/train", val="Annotations/val"))
+    found = [[image["file_name"] for image in document["images"]] for document in (train, val)]
+    # That y is missing is said by its name in the folder where it was looked for.
+    assert found == [[f"{images}/{split}/{stem}.jpg" for stem in "xy"] for split in ("train", "val")]

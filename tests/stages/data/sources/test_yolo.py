@@ -1,16 +1,18 @@
 """YOLO folders: data.yaml in the forms people have, labels of boxes and polygons, and what is refused by file and line."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
+from deploy.image import decode
 from pipeline.config import Choice
 from pipeline.errors import UserError
 from stages.data.source import RawDataset, Source
-from stages.data.sources.yolo import label_file
+from stages.data.sources.yolo import label_file, upright_size
 
 Document = dict[str, list[dict[str, object]]]
 
@@ -20,8 +22,10 @@ def labelled(file: Path, *lines: str, size: tuple[int, int] = (40, 20), **option
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size).save(file, **options)
     if lines:
-        label_file(file).parent.mkdir(parents=True, exist_ok=True)
-        label_file(file).write_text("".join(f"{line}\n" for line in lines))
+        beside = file.with_suffix(".txt")
+        text = Path(*("labels" if part == "images" else part for part in beside.parts))
+        text.parent.mkdir(parents=True, exist_ok=True)
+        text.write_text("".join(f"{line}\n" for line in lines))
     return file
 
 
@@ -89,6 +93,33 @@ def test_boxes_are_those_of_the_upright_image(folder: Path) -> None:
     assert val["annotations"][0]["bbox"] == [0, 10, 20, 20]
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+@pytest.mark.parametrize(("orientation", "expected"), [(1, (20, 40)), (3, (20, 40)), (6, (40, 20)), (8, (40, 20))])
+def test_sizes_are_those_of_the_decoded_image(
+    tmp_path: Path, suffix: str, orientation: int, expected: tuple[int, int]
+) -> None:
+    """Pillow gives a TIFF's size turned already when it is opened."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = labelled(tmp_path / f"a.{suffix}", exif=exif)
+    assert upright_size(file) == (decode(file).height, decode(file).width) == expected
+
+
+def test_labels_lie_in_labels_or_beside(tmp_path: Path) -> None:
+    """What the folder's own path is called counts nothing."""
+    root = tmp_path / "images" / "set"
+    beside = labelled(root / "train" / "a.png").with_suffix(".txt")
+    assert label_file(beside.with_suffix(".png"), root) == beside
+    image = labelled(root / "images" / "more" / "images" / "val" / "a.png")
+    apart = root / "images" / "more" / "labels" / "val" / "a.txt"
+    assert label_file(image, root) == apart
+    image.with_suffix(".txt").touch()
+    assert label_file(image, root) == image.with_suffix(".txt")
+    apart.parent.mkdir(parents=True)
+    apart.touch()
+    assert label_file(image, root) == apart
+
+
 def test_names_by_number_may_have_gaps(folder: Path) -> None:
     describe(folder, names={0: "a", 1: "b", 7: "h"})
     (folder / "labels/train/one.txt").write_text("7 0.5 0.5 0.25 0.5\n")
@@ -97,10 +128,15 @@ def test_names_by_number_may_have_gaps(folder: Path) -> None:
     assert train["annotations"][0]["category_id"] == 8
 
 
+def test_names_by_number_may_be_quoted_and_be_numbers(folder: Path) -> None:
+    describe(folder, names={"0": "a", "1": 7})
+    assert [c["name"] for c in read(written(folder))[0]["categories"]] == ["a", "7"]
+
+
 def test_images_without_a_label_file_are_said(folder: Path) -> None:
     (folder / "labels/train/two.txt").unlink()
     assert written(folder).findings == (
-        "train: 1 images have no label file (two); taken as images where nothing is to be found",
+        "train: 1 images have no label file (labels/train/two.txt); taken as images where nothing is to be found",
     )
 
 
@@ -143,6 +179,14 @@ def test_list_files_and_several_entries(tmp_path: Path) -> None:
     assert (len(train["annotations"]), len(val["annotations"])) == (3, 1)  # labels beside images outside of `images`
 
 
+def test_byte_order_marks_are_no_content(folder: Path) -> None:
+    (folder / "train.txt").write_text("images/train/one.png\n", encoding="utf-8-sig")
+    (folder / "labels/train/one.txt").write_text("1 0.5 0.5 0.25 0.5\n", encoding="utf-8-sig")
+    describe(folder, train="train.txt")
+    (folder / "data.yaml").write_text((folder / "data.yaml").read_text(), encoding="utf-8-sig")
+    assert len(read(written(folder))[0]["annotations"]) == 1
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -161,6 +205,19 @@ def test_paths_as_tools_write_them(tmp_path: Path, content: dict[str, object]) -
     assert len(train["annotations"]) == len(val["annotations"]) == 1
 
 
+def test_images_of_linked_folders_are_found(folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    (folder / "images/train").rename(folder / "elsewhere/images")
+    (folder / "labels/train").rename(folder / "elsewhere/labels")
+    for part in ("images", "labels"):
+        (folder / part / "train").mkdir()
+        (folder / part / "train" / "linked").symlink_to(folder / "elsewhere" / part)
+    train, _ = read(written(folder))
+    names = [image["file_name"] for image in train["images"]]
+    assert names == ["images/train/linked/one.png", "images/train/linked/two.png"]
+    assert len(train["annotations"]) == 2
+
+
 def test_the_same_images_twice_are_divided(folder: Path) -> None:
     describe(folder, val="images/train")
     train, val = read(written(folder, val_fraction=0.5))
@@ -171,6 +228,10 @@ def test_the_same_images_twice_are_divided(folder: Path) -> None:
     ("content", "reason"),
     [
         ({"names": []}, r"data\.yaml: names are \[\]; write a list"),
+        ({"names": {"a": 0}}, r"data\.yaml: names are \{'a': 0\}; write a list"),
+        ({"names": {True: "a"}}, r"data\.yaml: names are \{True: 'a'\}; write a list"),
+        ({"names": [False, True]}, r"data\.yaml: 2 names are no text \(False, True\); put them in quotes"),
+        ({"names": {0: "a", 1: None}}, r"data\.yaml: 1 names are no text \(None\); put them in quotes"),
         ({"nc": 3}, r"data\.yaml: nc is 3, and there are 2 names"),
         ({"val": "images/none"}, r"data\.yaml: val: 'images/none' is neither .*images/none"),
         ({"val": None}, r"data\.yaml: has no 'val'"),
@@ -188,6 +249,23 @@ def test_images_that_are_not_in_the_folder_are_refused(folder: Path, tmp_path_fa
     labelled(other / "x.png", "0 0.5 0.5 0.5 0.5")
     describe(folder, val=str(other))
     with pytest.raises(UserError, match=r"val: 1 images lie outside of the folder .*x\.png"):
+        written(folder)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_names_that_are_not_utf8_are_refused(folder: Path, listed: bool) -> None:
+    """As in an old archive; a list file names them in the same bytes."""
+    name = b"images/train/caf\xe9.png"
+    try:
+        (folder / "images/train/one.png").rename(folder / os.fsdecode(name))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    if listed:
+        (folder / "train.txt").write_bytes(name + b"\n")
+        describe(folder, train="train.txt")
+    with pytest.raises(
+        UserError, match=r"train: 1 images have names that are not UTF-8 \('images/train/caf\\udce9\.png'\)"
+    ):
         written(folder)
 
 
