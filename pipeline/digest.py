@@ -23,15 +23,23 @@ def of_file(path: Path) -> str:
 
 
 def of_folder(path: Path) -> str:
-    """Return the sha256 of the names, sizes and times of all files below a folder; their contents are not read."""
-    manifest, folders = [], [path]
+    """Return the sha256 of the names, sizes and times of all files below a folder; their contents are not read.
+
+    Links are followed, each folder once; of a link to nothing the link itself counts.
+    """
+    manifest, folders, entered = [], [path], set()
     while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
+        folder = folders.pop()
+        place = os.path.realpath(folder)
+        if place in entered:
+            continue
+        entered.add(place)
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.is_dir():
                     folders.append(Path(entry.path))
                 else:
-                    stat = entry.stat()
+                    stat = entry.stat(follow_symlinks=os.path.exists(entry.path))
                     manifest.append((os.path.relpath(entry.path, path), stat.st_size, stat.st_mtime_ns))
     return of_values(sorted(manifest))
 
